@@ -1,0 +1,136 @@
+"""Runs a certifier over samples: exact arithmetic, padded batches, proofs near zero redone in float64.
+
+A proof is a margin strictly above 0. Verdicts do not depend on the batch size: rows are padded to
+a multiple of 16 and budgets are rounded down to float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustkit.classifier import Classifier, as_classifier, pick_device
+from robustkit.data import check_images
+from robustkit.driver import BatchSize, auto_batch, check_batch
+from robustkit.errors import BadInput
+from robustkit.goals import Goal
+from robustkit.judge import Judge
+from robustkit.methods import Bound, Certificate, Certifier
+from robustkit.numerics import exact_mode, float_below, pad_rows, padded
+from robustkit.threats import Threat, load_threat
+
+NEAR = 1e-4
+"""Margins below NEAR x (1 + scale) are computed again in float64."""
+
+
+def prove(bound: Bound, x: Tensor, y: Tensor, eps: Tensor, *, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Whether no error lies within each sample's closed ball; for correct samples of one batch.
+
+    Args:
+        bound: what Certifier.bind gave.
+        x, y: (R,C,H,W) images in [0,1], (R,) labels.
+        eps: (R,) float64 budgets, at least 0.
+        scale: (R,) largest |logit| of the clean images where known: float32 errors grow with it.
+    Returns:
+        proven (R,) bool, margin (R,) float64, -inf where the bound is no number; on the device of x.
+    """
+    if not len(x):
+        return torch.zeros(0, dtype=torch.bool, device=x.device), torch.zeros(0, dtype=torch.float64, device=x.device)
+    if eps.dtype != torch.float64 or eps.shape != y.shape or bool((~(eps >= 0)).any()):
+        raise BadInput("certification budgets: expected one float64 number of at least 0 for every sample")
+    margin = _margin(bound, x, y, eps)
+    limit = NEAR * (1 + (torch.zeros_like(margin) if scale is None else scale.to(margin)))
+    near = (margin.abs() < limit).nonzero()[:, 0]
+    if len(near) and x.dtype != torch.float64:
+        margin = margin.index_put((near,), _margin(bound, x[near].double(), y[near], eps[near]))
+    return margin > 0, margin
+
+
+def _margin(bound: Bound, x: Tensor, y: Tensor, eps: Tensor) -> Tensor:
+    rows = padded(len(x))
+    with exact_mode(), torch.no_grad():
+        found = bound(pad_rows(x, rows), pad_rows(y, rows), pad_rows(eps, rows))[: len(x)].to(x.device, torch.float64)
+    return torch.where(torch.isfinite(found), found, -torch.inf)
+
+
+def largest_radius(
+    bound: Bound, x: Tensor, y: Tensor, low: Tensor, high: Tensor, rounds: int = 12, *, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The largest radius a bisection finds a proof for, per sample: valid, not maximal.
+
+    Args:
+        bound, x, y, scale: as in `prove`.
+        low: (R,) float64, tried first; a sample unproven there is given up.
+        high: (R,) float64 finite, never tried itself: the smallest known witness, or the whole box.
+        rounds: halvings of [low, high].
+    Returns:
+        radius (R,) float64, -inf where not even `low` is proven (0 is a radius like any other), and
+        the margin (R,) float64 proven there.
+    """
+    if rounds < 0 or high.shape != low.shape or not bool((torch.isfinite(high) & (high >= low)).all()):
+        raise BadInput("radius search: expected low <= high < inf for every sample, and at least 0 rounds")
+    proven, margin = prove(bound, x, y, low, scale=scale)
+    best, bad = torch.where(proven, low, -torch.inf), high.clone()
+    alive = proven.nonzero()[:, 0]
+    for _ in range(rounds):
+        if not len(alive):
+            break
+        middle = (best[alive] + bad[alive]) / 2
+        proven, found = prove(bound, x[alive], y[alive], middle, scale=None if scale is None else scale[alive])
+        best[alive] = torch.where(proven, middle, best[alive])
+        margin[alive] = torch.where(proven, found, margin[alive])
+        bad[alive] = torch.where(proven, bad[alive], middle)
+    return best, margin
+
+
+def certify_images(
+    certifier: Certifier,
+    model: Any,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat | str,
+    batch_size: BatchSize = "auto",
+    device: str | torch.device = "auto",
+    radius: bool = False,
+) -> Certificate:
+    """Certify images held in memory; see Certifier.__call__.
+
+    Args:
+        model: a Classifier, an nn.Module or a defense; images x (N,C,H,W) in [0,1], labels y (N,).
+        radius: search each sample's largest radius instead of trying the threat's budget.
+    Returns:
+        the Certificate: radius (N,) float64 (the budget, rounded down, where proven), -inf elsewhere and
+        for every sample that the model gets wrong, ties and NaN included. Raises BadInput.
+    """
+    x, labelled = check_images(x, y)
+    if labelled is None:
+        raise BadInput("certification needs labels: expected y (N,), one class number per image")
+    check_batch(batch_size)
+    threat = load_threat(threat)
+    certifier.accepts(threat)
+    classifier = model if isinstance(model, Classifier) else as_classifier(model, device=pick_device(device))
+    classifier.check(x[:1], labelled)
+    judge, bound = Judge(classifier, threat, Goal("untargeted")), certifier.bind(classifier, threat)
+    shape = tuple(x.shape[1:])
+    step = auto_batch(shape, classifier.device) if batch_size == "auto" else padded(int(batch_size))
+    radii, margins = torch.full((len(x),), -torch.inf, dtype=torch.float64), torch.full((len(x),), -torch.inf, dtype=torch.float64)
+    for start in range(0, len(x), step):
+        rows, labels = (part[start : start + step].to(classifier.device) for part in (x, labelled))
+        logits = judge.logits(rows)
+        correct = judge.correct(rows, labels, logits).nonzero()[:, 0]
+        if not len(correct):
+            continue
+        rows, labels, scale = rows[correct], labels[correct], logits[correct].abs().amax(1)
+        eps = torch.full(labels.shape, float_below(threat.eps), dtype=torch.float64, device=classifier.device)
+        if radius:
+            high = torch.full_like(eps, float_below(threat.unbounded(shape)))
+            found, margin = largest_radius(bound, rows, labels, torch.zeros_like(eps), high, rounds=16, scale=scale)
+        else:
+            proven, margin = prove(bound, rows, labels, eps, scale=scale)
+            found = torch.where(proven, eps, -torch.inf)
+        where = correct.cpu() + start
+        radii[where], margins[where] = found.cpu(), margin.cpu()
+    return Certificate(radii.to(x.device), certifier.guarantee, margins.to(x.device), str(x.dtype).removeprefix("torch."))

@@ -1,0 +1,158 @@
+"""The model as the engine sees it: logits for images in [0,1], normalisation inside, frozen."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustkit.errors import BadInput, Missing
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """The same network in eval mode without weight gradients, sharing its tensors.
+
+    Only the structure is copied: parameters and buffers are the caller's own storage, so later
+    training steps are seen, and the caller's module, its mode and its flags are never touched.
+    (torch.func.functional_call gives the same guarantee at a cost in every call.)
+    """
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer.detach()
+    try:
+        return copy.deepcopy(module, memo).eval()
+    except Exception as problem:
+        raise BadInput(f"the model {type(module).__name__} cannot be copied ({problem}): remove what cannot be deep-copied (open files, hooks on locals)") from problem
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """The device a user named; `auto` takes CUDA where there is one. Raises Missing."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as problem:
+        raise BadInput(f"unknown device {str(device)!r}: expected auto, cpu, cuda or cuda:N") from problem
+    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
+        raise Missing(f"device {device} is not here: torch sees {torch.cuda.device_count()} CUDA device(s); use --device cpu")
+    return found
+
+
+class Classifier:
+    """Logits (N,K) for images (N,C,H,W) in [0,1].
+
+    Args:
+        model: an nn.Module or any callable from images to logits.
+        mean, std: per channel, subtracted and divided inside, so that budgets stay in [0,1] units.
+        classes: number of classes K, found by the first forward when not given.
+        input_shape: (C,H,W) where known; checked against the data.
+        spec, sha256: where the model came from, for the record.
+        metadata: what the checkpoint said of itself (training data, recipe, ...).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[Tensor], Tensor],
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        classes: int | None = None,
+        input_shape: tuple[int, ...] | None = None,
+        device: str | torch.device = "cpu",
+        spec: str = "",
+        sha256: str | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        self.original = model
+        self.device = pick_device(device)
+        self.was_training = isinstance(model, nn.Module) and model.training and _has_modes(model)
+        self.module = frozen_copy(model) if isinstance(model, nn.Module) else model
+        if isinstance(self.module, nn.Module):
+            self.module = self.module.to(self.device)
+        self.mean = self._per_channel(mean, 0.0)
+        self.std = self._per_channel(std, 1.0)
+        self.normalises = mean is not None or std is not None
+        self.classes, self.input_shape = classes, input_shape
+        self.spec, self.sha256, self.metadata = spec, sha256, dict(metadata or {})
+        self.forwards = 0
+        """Rows sent forward so far."""
+        self.backwards = 0
+        """Rows sent backward so far."""
+
+    def _per_channel(self, values: Sequence[float] | None, default: float) -> Tensor:
+        return torch.tensor([default] if values is None else list(values), dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, 0 for a plain callable."""
+        return sum(p.numel() for p in self.module.parameters()) if isinstance(self.module, nn.Module) else 0
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """What the network itself is fed."""
+        return (x - self.mean) / self.std if self.normalises else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits with whatever autograd mode is on; x must be on the device."""
+        self.forwards += len(x)
+        return self.module(self.normalise(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (N,K) float32, without gradients."""
+        with torch.no_grad():
+            return self.forward(x.to(self.device)).float()
+
+    __call__ = logits
+
+    def logits64(self, x: Tensor) -> Tensor:
+        """Logits computed in float64 where the model allows it, else in float32."""
+        if not isinstance(self.module, nn.Module):
+            return self.logits(x).double()
+        if not hasattr(self, "_module64"):
+            self._module64 = copy.deepcopy(self.module).double()
+        with torch.no_grad():
+            try:
+                normalised = (x.double() - self.mean.double()) / self.std.double() if self.normalises else x.double()
+                return self._module64(normalised).double()
+            except RuntimeError:
+                return self.logits(x).double()
+
+    def check(self, x: Tensor, y: Tensor | None = None) -> None:
+        """One forward that finds shape errors before the work begins; raises BadInput."""
+        if self.input_shape and tuple(x.shape[1:]) != tuple(self.input_shape):
+            raise BadInput(f"the model {self.spec} takes images of shape {tuple(self.input_shape)}, the data has {tuple(x.shape[1:])}: choose data of the model's size")
+        if self.mean.shape[1] not in (1, x.shape[1]):
+            raise BadInput(f"mean/std have {self.mean.shape[1]} channels, the images {x.shape[1]}: give one value per channel")
+        try:
+            found = self.logits(x)
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as problem:
+            raise BadInput(f"the model {self.spec} fails on images of shape {tuple(x.shape[1:])}: {str(problem).splitlines()[0]}: check channels, size and the forward method") from problem
+        if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(x) or found.shape[1] < 2:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise BadInput(f"the model {self.spec} returned {shape} for {len(x)} images: expected logits of shape ({len(x)}, classes), at least 2 classes")
+        if self.classes is not None and found.shape[1] != self.classes:
+            raise BadInput(f"the model {self.spec} returned {found.shape[1]} logits, expected {self.classes}")
+        self.classes = int(found.shape[1])
+        if y is not None and len(y) and (int(y.max()) >= self.classes or int(y.min()) < 0):
+            raise BadInput(f"labels reach {int(y.max())}, the model {self.spec} knows classes 0..{self.classes - 1}: check data and model belong together")
+
+    def __repr__(self) -> str:
+        return f"Classifier({self.spec or type(self.original).__name__}, classes={self.classes}, parameters={self.parameters}, device={self.device})"
+
+
+def _has_modes(module: nn.Module) -> bool:
+    modal = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.modules.instancenorm._InstanceNorm)
+    return any(isinstance(m, modal) for m in module.modules())
+
+
+def as_classifier(model: Any, **options: Any) -> Classifier:
+    """A Classifier from a Classifier, an nn.Module or a callable; raises BadInput."""
+    if isinstance(model, Classifier):
+        return model
+    if isinstance(model, nn.Module) or callable(model):
+        return Classifier(model, **options)
+    raise BadInput(f"{type(model).__name__} is no model: expected an nn.Module, a robustkit.Classifier or a callable from images to logits")

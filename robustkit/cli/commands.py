@@ -1,0 +1,137 @@
+"""What the commands do: read the words, call the library, print the answer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from robustkit.cli.listings import describe, listing_of
+from robustkit.errors import BadInput, Missing
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Evaluate, print the bracket, apply the gate."""
+    from robustkit.engine import evaluate as run
+
+    options = {"suite": args.suite, "attacks": args.attack, "certifiers": args.certifier, "goal": args.goal, "labels": args.labels}
+    return _answer(args, run(args.model, args.data, args.threat, curve=args.curve, **options, **_options(args)), "robust_accuracy")
+
+
+def certify(args: argparse.Namespace) -> int:
+    """Certify, print the bracket, apply the gate."""
+    from robustkit.engine import certify as run
+
+    methods = args.method or ["ibp"]
+    return _answer(args, run(args.model, args.data, args.threat, method=methods, curve=args.curve, **_options(args)), "certified_accuracy")
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    batch = args.batch_size if args.batch_size == "auto" else int(args.batch_size) if args.batch_size.lstrip("-").isdigit() else args.batch_size
+    return {
+        "eps": args.eps.split(",") if args.eps is not None else None,
+        "batch_size": batch,
+        "device": args.device,
+        "seed": args.seed,
+        "out": args.out,
+        "time_limit": args.time_limit,
+        "allow_code": args.allow_code,
+        "data_root": args.data_root,
+        "command": shlex.join(["robustkit", *sys.argv[1:]]),
+    }
+
+
+def _answer(args: argparse.Namespace, evaluation: Any, gate: str) -> int:
+    from robustkit.tables import bracket_table, terminal
+
+    summary = evaluation.summary()
+    if args.json:
+        print(json.dumps(summary, indent=1, allow_nan=False))
+    else:
+        bracket_table(summary)
+        terminal().print(f"\nreport      {evaluation.folder / 'report.html'}\nrun folder  {evaluation.folder}")
+    if evaluation.status != "complete":
+        print(f"robustkit: {evaluation.status}: the bracket so far is valid; the same command goes on", file=sys.stderr)
+    if evaluation.contradicted:
+        print("robustkit: a witness contradicts a certificate; see the diagnostics", file=sys.stderr)
+    if evaluation.exit_code == 0 and args.fail_under is not None and summary[gate] < args.fail_under:
+        print(f"robustkit: {gate.replace('_', ' ')} {summary[gate]:.4f} is below --fail-under {args.fail_under}", file=sys.stderr)
+        return 1
+    return int(evaluation.exit_code)
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train a recipe; prints where the file is."""
+    from robustkit import registry
+
+    registry.find("defense", "standard")
+    from robustkit.defenses.trainer import train as run
+
+    path = run(args.recipe, args.data, arch=args.arch, out=args.out, seed=args.seed, device=args.device, root=args.data_root)
+    print(path)
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write one HTML report of several runs; prints where it is."""
+    from robustkit.report import write_report
+
+    folders = [Path(run) for run in args.runs]
+    for folder in folders:
+        if not (folder / "summary.json").exists():
+            raise Missing(f"{folder} is no finished run folder: there is no summary.json; give folders made by robustkit evaluate")
+    print(write_report(folders, Path(args.html)))
+    return 0
+
+
+def list(args: argparse.Namespace) -> int:  # noqa: A001 - named after the command
+    """Print what there is of one kind."""
+    from robustkit.tables import listing
+
+    columns, rows = listing_of(args.what)
+    if args.json:
+        print(json.dumps([dict(zip(columns, row)) for row in rows], indent=1))
+    else:
+        listing(args.what, rows, columns)
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print a run again, or one thing in full."""
+    from robustkit.tables import bracket_table, listing
+
+    folder = Path(args.what)
+    if folder.is_dir():
+        path = folder / "summary.json"
+        if not path.exists():
+            raise BadInput(f"{folder} is no run folder: there is no summary.json; give a folder made by robustkit evaluate")
+        summary = json.loads(path.read_text())
+        if args.json:
+            print(json.dumps(summary, indent=1))
+        else:
+            bracket_table(summary)
+        return 0
+    title, columns, rows = describe(args.what, args.threat)
+    if args.json:
+        print(json.dumps([dict(zip(columns, row)) for row in rows], indent=1))
+    else:
+        listing(title, rows, columns)
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Print what works here; exit code 3 when something needed is missing."""
+    from dataclasses import asdict, is_dataclass
+
+    from robustkit.doctor import examine
+    from robustkit.tables import listing
+
+    checks = [asdict(c) if is_dataclass(c) and not isinstance(c, type) else dict(c) for c in examine(args.data_root)]
+    if args.json:
+        print(json.dumps(checks, indent=1))
+    else:
+        listing("doctor", [[c["name"], c["status"], c["detail"], c["cure"]] for c in checks], ["what", "status", "found", "cure"])
+    return 0

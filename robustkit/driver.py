@@ -1,0 +1,292 @@
+"""The Driver: keeps an attack's rows in full batches, drops the settled ones, counts everything.
+
+A row is (sample, attempt). A sample's attempts (restarts, targets) follow one another, and only
+while the sample is unbroken, so no work is done on settled samples. Rows leave a batch and others
+take their place in groups that keep it a multiple of 16.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from robustkit import streams
+from robustkit.classifier import Classifier, as_classifier, pick_device
+from robustkit.errors import BadInput
+from robustkit.goals import Goal
+from robustkit.judge import Judge
+from robustkit.methods import Attack, Result, Rows, State
+from robustkit.numerics import PAD, float_below, padded
+from robustkit.threats import Threat, load_threat
+from robustkit.views import VIEWS, GradientView
+
+Stop = Literal["first", "never"]
+BatchSize = int | Literal["auto"]
+
+
+@dataclass
+class Samples:
+    """What an attack is run on: N samples, their images fetched only when their turn comes."""
+
+    index: Tensor
+    """(N,) int64 dataset indices."""
+    y: Tensor
+    """(N,) int64 labels."""
+    target: Tensor
+    """(N,) int64 classes of the goal, -1 when untargeted."""
+    logits: Tensor
+    """(N,K) clean logits."""
+    eps: Tensor
+    """(N,) float64 budgets, rounded down."""
+    images: Callable[[Tensor], Tensor]
+    """positions (R,) -> (R,C,H,W) float32."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def pick(self, where: Tensor) -> Samples:
+        """The samples at positions `where`."""
+        return Samples(
+            self.index[where], self.y[where], self.target[where], self.logits[where], self.eps[where], lambda at: self.images(where[at])
+        )
+
+
+@dataclass
+class Outcome:
+    """What the Driver reports of samples that are through with an attack; tensors on the CPU."""
+
+    at: Tensor
+    """(M,) positions."""
+    success: Tensor
+    """(M,) bool, verified by the Judge."""
+    size: Tensor
+    """(M,) float64, +inf without success."""
+    parameters: Tensor
+    """(M,...) threat parameters of the candidate."""
+    predicted: Tensor
+    """(M,) class the model gives the candidate."""
+    queries: Tensor
+    gradients: Tensor
+
+    def pick(self, where: Tensor) -> Outcome:
+        """The outcomes at `where`."""
+        return Outcome(**{name: value[where] for name, value in vars(self).items()})
+
+    @staticmethod
+    def join(parts: list[Outcome]) -> Outcome:
+        """Several groups as one."""
+        return Outcome(**{name: torch.cat([getattr(p, name) for p in parts]) for name in vars(parts[0])})
+
+
+def auto_batch(shape: tuple[int, ...], device: torch.device) -> int:
+    """Rows per batch to start with: what caches (CPU) or memory (GPU) hold comfortably."""
+    size = max(1, int(torch.Size(shape).numel()))
+    most, total = (4096, 1 << 24) if device.type == "cuda" else (192, 600_000)
+    return max(PAD, min(most, total // size) // PAD * PAD)
+
+
+def check_batch(batch_size: BatchSize) -> None:
+    """Raises BadInput unless `auto` or at least 1."""
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        raise BadInput(f"batch size {batch_size!r}: expected auto or a whole number of at least 1")
+
+
+class Driver:
+    """Runs one attack under one Judge."""
+
+    def __init__(
+        self,
+        attack: Attack,
+        judge: Judge,
+        *,
+        seed: int = 0,
+        stop: Stop = "first",
+        batch_size: BatchSize = "auto",
+        tick: Callable[[int], None] | None = None,
+    ) -> None:
+        check_batch(batch_size)
+        attack.accepts(judge.threat)
+        self.attack, self.judge, self.seed, self.stop, self.batch_size = attack, judge, seed, stop, batch_size
+        self.threat, self.classifier = judge.threat, judge.classifier
+        self.view = VIEWS[attack.access](self.classifier, self.threat, judge.goal, "best" if stop == "never" else "first")
+        self.tick = tick or (lambda finished: None)
+        self.poll = 1 if self.classifier.device.type == "cpu" else 4
+
+    def run(self, samples: Samples, deliver: Callable[[Outcome], None]) -> None:
+        """Attack all samples; `deliver` gets each sample's outcome once, in groups as they finish.
+
+        `tick` is called between steps with the number of samples that have just finished; what it
+        raises (a time limit, an interrupt) ends the run.
+        """
+        if not len(samples):
+            return
+        self.samples, self.deliver = samples, deliver
+        self.spent = torch.zeros(2, len(samples), dtype=torch.int64)
+        classes = samples.logits.shape[1]
+        self.attempts = self.attack.attempts(classes)
+        shape = tuple(samples.images(torch.tensor([0])).shape[1:])
+        capacity = auto_batch(shape, self.classifier.device) if self.batch_size == "auto" else padded(self.batch_size)
+        queue = deque((at, 0) for at in range(len(samples)))
+        while queue:
+            try:
+                self._drain(queue, capacity)
+            except (torch.OutOfMemoryError, RuntimeError) as problem:
+                if not _out_of_memory(problem) or capacity <= PAD:
+                    raise
+                capacity = padded(capacity // 2)
+                queue.extendleft(reversed(self.entries))
+                torch.cuda.empty_cache()
+
+    def _drain(self, queue: deque[tuple[int, int]], capacity: int) -> None:
+        """Work until queue and batch are empty. `entries` names the live rows, for a restart after out-of-memory."""
+        self.entries: list[tuple[int, int]] = []
+        self._refill(queue, capacity, keep=None)
+        while self.entries:
+            for _ in range(self.poll):
+                self.state = self.attack.step(self.rows, self.state, self.view, self.threat)
+                self.rows.steps += 1
+                self.view.finish(self.state["p"], self.rows.steps >= self.attack.iterations)
+            self.tick(0)
+            done = self.view.book["done"]
+            finished = int((done & self.live).sum())
+            left = len(self.entries) - finished
+            if left and padded(left) == len(self.rows) and not (queue and finished >= PAD):
+                continue
+            if finished:
+                self._settle(queue, done & self.live)
+            if finished or not left:
+                self._refill(queue, capacity, keep=(~done & self.live).nonzero()[:, 0])
+
+    def _refill(self, queue: deque[tuple[int, int]], capacity: int, keep: Tensor | None) -> None:
+        """The batch becomes the kept rows, then fresh ones, then padding that nobody looks at."""
+        kept = 0 if keep is None else len(keep)
+        if keep is not None:
+            self.entries = [self.entries[i] for i in self.places[keep].tolist()]
+        fresh = [queue.popleft() for _ in range(min(len(queue), max(0, capacity - kept)))]
+        self.entries = self.entries + fresh
+        total = len(self.entries)
+        if not total:
+            return
+        filler = padded(total) - total
+        parts_rows, parts_state, parts_book = [], [], []
+        if keep is not None and kept:
+            where = torch.cat([keep, keep[-1:].expand(filler if not fresh else 0)])
+            parts_rows.append(self.rows.pick(where))
+            parts_state.append({k: v[where] for k, v in self.state.items()})
+            parts_book.append({k: v[where] for k, v in self.view.book.items()})
+        if fresh:
+            rows = self._rows(fresh + [fresh[-1]] * filler)
+            self.view.rows, self.view.book = rows, self.view.open(rows)
+            parts_state.append(self.attack.init(rows, self.view, self.threat))
+            parts_rows.append(rows)
+            parts_book.append(self.view.book)
+        self.rows = Rows.join(parts_rows) if len(parts_rows) > 1 else parts_rows[0]
+        self.state, book = _join(parts_state), _join(parts_book)
+        count = torch.arange(len(self.rows), device=self.classifier.device)
+        self.live, self.places = count < total, count
+        book["done"] = book["done"] | ~self.live
+        self.view.rows, self.view.book = self.rows, book
+
+    def _rows(self, entries: list[tuple[int, int]]) -> Rows:
+        device, samples = self.classifier.device, self.samples
+        at = torch.tensor([e[0] for e in entries])
+        attempt = torch.tensor([e[1] for e in entries])
+        y, logits, target = samples.y[at], samples.logits[at], samples.target[at]
+        if not self.judge.goal.targeted:
+            target = self.attack.target(logits, y, attempt)
+        key = streams.row_keys(self.seed, self.attack.digest, samples.index[at], attempt)
+        parts = [samples.index[at], attempt, samples.images(at), y, target, samples.eps[at], key, torch.zeros_like(attempt)]
+        return Rows(*(part.to(device) for part in parts))
+
+    def _settle(self, queue: deque[tuple[int, int]], where: Tensor) -> None:
+        """Judge the candidates of finished rows; deliver broken samples, requeue those with attempts left."""
+        rows, book = self.rows.pick(where), {k: v[where] for k, v in self.view.book.items()}
+        p, verified, size, logits = self._verdict(rows, book)
+        entries = [self.entries[i] for i in self.places[where].tolist()]
+        at = torch.tensor([e[0] for e in entries])
+        self.spent[0].index_add_(0, at, book["queries"].cpu() + 1)
+        self.spent[1].index_add_(0, at, book["gradients"].cpu())
+        last = verified.cpu() | torch.tensor([e[1] + 1 >= self.attempts for e in entries])
+        queue.extend((a, attempt + 1) for (a, attempt), through in zip(entries, last.tolist()) if not through)
+        if bool(last.any()):
+            found = [verified.cpu(), size.cpu(), p.cpu(), logits.argmax(1).cpu(), self.spent[0][at], self.spent[1][at]]
+            self.deliver(Outcome(at[last], *(part[last] for part in found)))
+            self.tick(int(last.sum()))
+
+    def _verdict(self, rows: Rows, book: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Candidates p with the Judge's (verified, size, logits); keep="best" weighs the last point too."""
+        if self.stop == "first":
+            p = book["candidate"]
+            return p, *self.judge.confirm(rows.x, rows.y, rows.target, p, rows.eps)
+        p = book["last"]
+        verified, size, logits = self.judge.confirm(rows.x, rows.y, rows.target, p, rows.eps)
+        loss = self.view.loss if isinstance(self.view, GradientView) else None
+        if loss is None:
+            return p, verified, size, logits
+        older = (book["highest"] > loss(logits, rows.y, rows.target)).nonzero()[:, 0]
+        if len(older):
+            p = p.index_copy(0, older, book["candidate"][older])
+            again = self.judge.confirm(rows.x[older], rows.y[older], rows.target[older], p[older], rows.eps[older])
+            verified, size, logits = (a.index_copy(0, older, b) for a, b in zip((verified, size, logits), again))
+        return p, verified, size, logits
+
+
+def _join(parts: list[State]) -> State:
+    return parts[0] if len(parts) == 1 else {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+
+
+def _out_of_memory(problem: BaseException) -> bool:
+    return isinstance(problem, torch.OutOfMemoryError) or "out of memory" in str(problem) or "can't allocate memory" in str(problem)
+
+
+def attack_images(
+    attack: Attack,
+    model: Any,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat | str,
+    seed: int = 0,
+    index: Tensor | None = None,
+    goal: str = "untargeted",
+    stop: Stop = "first",
+    batch_size: BatchSize = "auto",
+    device: str | torch.device = "auto",
+) -> Result:
+    """Run one attack on images held in memory; see Attack.__call__."""
+    from robustkit.data import check_images
+
+    check_images(x, y)
+    classifier = model if isinstance(model, Classifier) else as_classifier(model, device=pick_device(device))
+    threat = load_threat(threat)
+    judge = Judge(classifier, threat, Goal(goal))
+    count = len(x)
+    y, index = y.cpu().long(), torch.arange(count) if index is None else index.cpu().long()
+    step = auto_batch(tuple(x.shape[1:]), classifier.device) if batch_size == "auto" else padded(int(batch_size))
+    classifier.check(x[:1], y)
+    logits = torch.cat([judge.logits(x[i : i + step]).cpu() for i in range(0, count, step)])
+    target = judge.goal.targets(y, index, logits.shape[1], seed)
+    correct = judge.correct(x, y.to(x.device), logits.to(x.device)).cpu()
+    at = correct.nonzero()[:, 0]
+    eps = torch.full((count,), float_below(threat.eps), dtype=torch.float64)
+    samples = Samples(index, y, target, logits, eps, lambda where: x[where.to(x.device)]).pick(at)
+    found: list[Outcome] = []
+    Driver(attack, judge, seed=seed, stop=stop, batch_size=batch_size).run(samples, found.append)
+
+    adversarial, size = x.clone(), torch.where(correct, torch.inf, 0.0).double()
+    success, queries, gradients = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
+    parameters = threat.zero(x).cpu()
+    if found:
+        all_found = Outcome.join(found)
+        where = at[all_found.at]
+        success[where], size[where] = all_found.success, all_found.size
+        queries[where], gradients[where] = all_found.queries, all_found.gradients
+        shown = all_found.success | (stop == "never")
+        parameters[where[shown]] = all_found.parameters[shown]
+        adversarial[where[shown].to(x.device)] = threat.apply(x[where[shown].to(x.device)], all_found.parameters[shown].to(x.device))
+    return Result(adversarial, success.to(x.device), size.to(x.device), queries.to(x.device), gradients.to(x.device), parameters.to(x.device))

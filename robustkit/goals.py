@@ -1,0 +1,45 @@
+"""What counts as a success of the adversary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustkit import streams
+from robustkit.errors import unknown
+from robustkit.numerics import margins
+
+GOALS = ("untargeted", "targeted:next", "targeted:random")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`untargeted` (any wrong class) or a target class per sample: the `next` one or a `random` one."""
+
+    name: str = "untargeted"
+
+    def __post_init__(self) -> None:
+        if self.name not in GOALS:
+            raise unknown("goal", self.name, GOALS)
+
+    @property
+    def targeted(self) -> bool:
+        return self.name != "untargeted"
+
+    def targets(self, y: Tensor, index: Tensor, classes: int, seed: int) -> Tensor:
+        """(N,) target class per sample, -1 when untargeted; never the label."""
+        if not self.targeted:
+            return torch.full_like(y, -1)
+        if self.name == "targeted:next":
+            return (y + 1) % classes
+        drawn = streams.integers(streams.row_keys(seed, "goal", index), classes - 1)
+        return drawn + (drawn >= y).to(drawn.dtype)
+
+    def margin(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        """(R,) above 0 where the adversary has succeeded.
+
+        Logits that are not finite are an error (+inf, untargeted) and no target (-inf, targeted).
+        """
+        return -margins(logits, target) if self.targeted else margins(logits, y)

@@ -1,0 +1,82 @@
+"""The arithmetic that verdicts rest on: exact fp32, padded batches, budgets without tolerance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+PAD = 16
+"""Batches are multiples of this: kernels choose other reductions for other small batch sizes."""
+
+MARGIN = 1e-5
+"""A witness needs a margin of at least MARGIN x (1 + max|z|)."""
+
+
+def padded(rows: int) -> int:
+    """The next multiple of PAD, at least PAD."""
+    return max(PAD, -(-rows // PAD) * PAD)
+
+
+def pad_rows(tensor: Tensor, rows: int) -> Tensor:
+    """Repeat the last row until there are `rows` of them."""
+    missing = rows - len(tensor)
+    return tensor if missing <= 0 else torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
+
+
+@contextmanager
+def exact_mode() -> Iterator[None]:
+    """fp32 as written: TF32, reduced precision, autocast and cudnn benchmarking off; restored after."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    saved = (torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+    reduced = (matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction)
+    try:
+        torch.set_float32_matmul_precision("highest")
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = False, False, True
+        matmul.allow_fp16_reduced_precision_reduction = matmul.allow_bf16_reduced_precision_reduction = False
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(saved[0])
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = saved[1:]
+        matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction = reduced
+
+
+def float_below(value: Fraction) -> float:
+    """The largest float64 that does not exceed the exact fraction."""
+    near = float(value)
+    return near if Fraction(near) <= value else math.nextafter(near, -math.inf)
+
+
+def within(size: Tensor, eps: Fraction | Tensor) -> Tensor:
+    """Whether float64 sizes (R,) lie within the exact budget. The only place budgets are compared.
+
+    Budgets per row come as float64 already rounded down by `float_below`, which decides the same.
+    """
+    return size.to(torch.float64) <= (float_below(eps) if isinstance(eps, Fraction) else eps)
+
+
+def float32_below(value: Tensor) -> Tensor:
+    """float64 values rounded down to float32."""
+    low = value.to(torch.float32)
+    over = low.to(torch.float64) > value
+    return torch.where(over, torch.nextafter(low, torch.full_like(low, -math.inf)), low)
+
+
+def margins(logits: Tensor, y: Tensor) -> Tensor:
+    """(R,) best other logit minus the label's: above 0 is an error, exactly 0 a tie (also an error).
+
+    Rows with a logit that is not finite get +inf.
+    """
+    own = logits.gather(1, y[:, None])[:, 0]
+    best = logits.scatter(1, y[:, None], -math.inf).amax(1)
+    return torch.where(torch.isfinite(logits).all(1), best - own, math.inf)
+
+
+def clear_margin(logits: Tensor) -> Tensor:
+    """(R,) the margin below which float32 rounding could decide."""
+    return MARGIN * (1 + torch.nan_to_num(logits, 0, 0, 0).abs().amax(1))

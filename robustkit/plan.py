@@ -1,0 +1,109 @@
+"""The Plan: which stages a run has, in which order, and what each of them receives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+
+from robustkit import registry
+from robustkit.evidence import Evidence, Ints
+from robustkit.methods import Attack, Certifier
+from robustkit.spec import number_text
+from robustkit.suites import suite as find_suite
+from robustkit.threats import Threat
+
+TRIAL = 16
+"""Open samples on which a suite's certifier is first tried."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One method at one budget (settle) or as a radius search over all correct samples."""
+
+    number: int
+    method: Attack | Certifier
+    mode: Literal["settle", "radius"]
+    eps: Fraction
+    on_trial: bool = False
+    """A suite's certifier goes on after the trial only while it pays."""
+
+    @property
+    def kind(self) -> str:
+        return "attack" if isinstance(self.method, Attack) else "certifier"
+
+    @property
+    def id(self) -> str:
+        """Folder name of its units."""
+        budget = "radius" if self.mode == "radius" else number_text(self.eps).replace("/", "over")
+        return f"{self.number:02d}-{self.method.name}-{budget}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.method.name} radius" if self.mode == "radius" else self.method.name
+
+    def describe(self) -> dict[str, str | int]:
+        """What the run's digest holds of it."""
+        return {
+            "method": str(self.method.spec),
+            "version": self.method.version,
+            "mode": self.mode,
+            "eps": number_text(self.eps),
+            "trial": int(self.on_trial),
+        }
+
+    def receives(self, evidence: Evidence) -> Ints:
+        """Positions it works on: what is open at its budget, or all correct samples."""
+        return np.flatnonzero(evidence.correct) if self.mode == "radius" else evidence.open_at(self.eps)
+
+
+def make_plan(
+    threat: Threat,
+    budgets: Sequence[Fraction],
+    *,
+    suite: str,
+    attacks: Sequence[str] | None,
+    certifiers: Sequence[str] | None,
+    curve: bool,
+    certify_radius: bool = False,
+) -> list[Stage]:
+    """All stages of a run: certifiers, then attacks, each at every budget, smallest first.
+
+    Explicit attacks or certifiers replace the suite's; `["none"]` means none. With `curve` (or
+    `certify_radius`, for certifiers alone) radius stages over all correct samples follow.
+    """
+    chosen = find_suite(suite, threat) if attacks is None else None
+    provers = _methods("certifier", certifiers if certifiers is not None else chosen.certifiers if chosen else ())
+    seekers = _methods("attack", attacks if attacks is not None else chosen.attacks if chosen else ())
+    stages: list[Stage] = []
+    for method in [*provers, *seekers]:
+        method.accepts(threat)
+        trial = certifiers is None and isinstance(method, Certifier)
+        stages += [Stage(len(stages) + 1 + i, method, "settle", eps, trial) for i, eps in enumerate(sorted(budgets))]
+    top = max(budgets)
+    if curve or certify_radius:
+        stages += [Stage(len(stages) + 1 + i, method, "radius", top) for i, method in enumerate(provers)]
+    if curve and seekers:
+        searcher = registry.make("attack", chosen.radius) if chosen else seekers[0]
+        stages.append(Stage(len(stages) + 1, searcher, "radius", top))
+    return stages
+
+
+def _methods(kind: str, specs: Sequence[str]) -> list[Attack | Certifier]:
+    return [registry.make(kind, text) for text in specs if text != "none"]
+
+
+def pays(stage: Stage, settled: int, tried: int, classes: int, stages: Sequence[Stage]) -> bool:
+    """Whether a certifier saves more than it costs, in forward-equivalents, judged by its trial.
+
+    What it saves is the cost of the attacks that follow at the same budget. A certifier that costs
+    less than a few attack steps always goes on: its answer is worth having for itself.
+    """
+    assert isinstance(stage.method, Certifier)
+    if stage.method.cost <= 5:
+        return True
+    later = sum(s.method.cost(classes) for s in stages if isinstance(s.method, Attack) and s.mode == "settle" and s.eps == stage.eps)
+    return settled * later > tried * stage.method.cost

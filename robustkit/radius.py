@@ -1,0 +1,62 @@
+"""Radius search: the smallest budget at which an attack still breaks each sample, by bisection.
+
+All samples are searched together, each at its own budget. An attack need not be monotone in the
+budget, so the found size is an upper bound of the robust radius, not its best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from robustkit.driver import Driver, Outcome, Samples
+
+ROUNDS = 12
+RELATIVE = 1 / 64
+"""The search ends where the interval is shorter than this share of its upper end."""
+
+
+def search_radius(make_driver: Callable[[], Driver], samples: Samples, low: Tensor, high: Tensor, most: float) -> Outcome:
+    """Bisect the budget of every sample.
+
+    Args:
+        make_driver: a Driver of the attack.
+        samples: what to attack; its eps are ignored.
+        low: (N,) float64 budgets known or presumed to hold, at least 0.
+        high: (N,) float64 sizes of known witnesses, +inf for none.
+        most: the budget at which everything is allowed.
+    Returns:
+        one outcome in sample order: the smallest witness found here, queries and gradients in all.
+    """
+    count = len(samples)
+    low, high = low.clone(), high.clone()
+    best: list[tuple[float, Tensor, int] | None] = [None] * count
+    queries, gradients = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
+    for _ in range(ROUNDS):
+        wider = torch.clamp(torch.maximum(2 * low, torch.tensor(most / 16)), max=most)
+        trial = torch.where(torch.isinf(high), wider, (low + high) / 2)
+        active = torch.where(torch.isinf(high), low < most, high - low > RELATIVE * high).nonzero()[:, 0]
+        if not len(active):
+            break
+        chosen = samples.pick(active)
+        chosen.eps = trial[active]
+        found: list[Outcome] = []
+        make_driver().run(chosen, found.append)
+        outcome = Outcome.join(found)
+        at = active[outcome.at]
+        queries[at] += outcome.queries
+        gradients[at] += outcome.gradients
+        low[at] = torch.where(outcome.success, low[at], trial[at])
+        high[at] = torch.where(outcome.success, torch.minimum(high[at], outcome.size), high[at])
+        for i, where in enumerate(at.tolist()):
+            held = best[where]
+            if bool(outcome.success[i]) and (held is None or float(outcome.size[i]) < held[0]):
+                best[where] = (float(outcome.size[i]), outcome.parameters[i], int(outcome.predicted[i]))
+    success = torch.tensor([b is not None for b in best])
+    size = torch.tensor([b[0] if b else torch.inf for b in best], dtype=torch.float64)
+    shape = next((b[1] for b in best if b), torch.zeros(0))
+    parameters = torch.stack([b[1] if b else torch.zeros_like(shape) for b in best])
+    predicted = torch.tensor([b[2] if b else -1 for b in best])
+    return Outcome(torch.arange(count), success, size, parameters, predicted, queries, gradients)

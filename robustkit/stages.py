@@ -1,0 +1,218 @@
+"""Runs one stage of a plan over the samples it receives, unit by unit, and reads finished units back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustkit.certifying import largest_radius, prove
+from robustkit.clock import Clock
+from robustkit.data import Data
+from robustkit.driver import BatchSize, Driver, Outcome, Samples, auto_batch
+from robustkit.evidence import Evidence, Ints
+from robustkit.judge import Judge
+from robustkit.methods import Attack, Bound, Certifier
+from robustkit.numerics import float_below, padded
+from robustkit.plan import TRIAL, Stage, pays
+from robustkit.radius import search_radius
+from robustkit.store import UNIT, Arrays, Store
+
+BLOCK = 8
+"""Units that a radius search works on together."""
+
+
+@dataclass
+class Tally:
+    """What a stage received, settled and cost, added up over its units."""
+
+    received: int = 0
+    settled: int = 0
+    seconds: float = 0.0
+    forwards: int = 0
+    backwards: int = 0
+    queries: int = 0
+    complete: bool = False
+    note: str = ""
+
+
+@dataclass
+class Bench:
+    """Everything a stage works with."""
+
+    judge: Judge
+    data: Data
+    evidence: Evidence
+    store: Store
+    clock: Clock
+    seed: int
+    batch_size: BatchSize
+    logits: torch.Tensor
+    """(N,K) clean logits."""
+    targets: torch.Tensor
+    """(N,) goal targets."""
+    tallies: dict[int, Tally] = field(default_factory=dict)
+
+    def run(self, stage: Stage, stages: list[Stage]) -> None:
+        """Work through one stage; what is finished is stored and counted even if this raises."""
+        at = stage.receives(self.evidence)
+        tally = self.tallies[stage.number] = Tally()
+        if stage.on_trial and len(at) > TRIAL:
+            self._positions(stage, at[:TRIAL], Tally())
+            settled = TRIAL - len(np.intersect1d(at[:TRIAL], self.evidence.open_at(stage.eps)))
+            if not pays(stage, settled, TRIAL, self.logits.shape[1], stages):
+                at, tally.note = at[:TRIAL], f"ended after its trial: settled {settled} of {TRIAL}, which does not pay"
+        tally.received = len(at)
+        self._positions(stage, at, tally)
+        tally.complete = True
+
+    def _positions(self, stage: Stage, at: Ints, tally: Tally) -> None:
+        """Apply the finished units among `at`, then work on the others together."""
+        missing = []
+        for number in np.unique(at // UNIT).tolist():
+            mine = at[at // UNIT == number]
+            held = self.store.read_unit(stage.id, number)
+            if held is not None and np.array_equal(held["position"], mine):
+                self._apply(stage, held, tally)
+            else:
+                missing.append(mine)
+        if not missing:
+            return
+        work = np.concatenate(missing)
+        with self.clock.stage(f"{stage.number:02d} {stage.name} {float(stage.eps):.4g}", len(work)):
+            writer = _UnitWriter(self, stage, work, tally)
+            if isinstance(stage.method, Certifier):
+                self._certify(stage, stage.method, work, writer)
+            elif stage.mode == "settle":
+                self._driver(stage.method).run(self._samples(work, float_below(stage.eps)), writer.take)
+            else:
+                self._search(stage, stage.method, missing, work, writer)
+
+    def _samples(self, at: Ints, eps: float) -> Samples:
+        where = torch.from_numpy(at)
+        budget = torch.full((len(at),), eps, dtype=torch.float64)
+        label = torch.from_numpy(self.evidence.label)
+        return Samples(
+            self.data.index[where], label[where], self.targets[where], self.logits[where], budget, lambda i: self.data.images(where[i])
+        )
+
+    def _driver(self, attack: Attack, tick: bool = True) -> Driver:
+        heard: Callable[[int], None] = self.clock.tick if tick else lambda finished: self.clock.tick(0)
+        return Driver(attack, self.judge, seed=self.seed, batch_size=self.batch_size, tick=heard)
+
+    def _search(self, stage: Stage, attack: Attack, missing: list[Ints], work: Ints, writer: _UnitWriter) -> None:
+        most = float_below(self.judge.threat.unbounded(self.data.shape))
+        done = 0
+        for first in range(0, len(missing), BLOCK):
+            at = np.concatenate(missing[first : first + BLOCK])
+            high = torch.from_numpy(self.evidence.upper[at])
+            held = float_below(stage.eps) * (high > float_below(stage.eps))
+            low = torch.maximum(torch.from_numpy(self.evidence.lower[at]).clamp(min=0), held)
+            found = search_radius(lambda: self._driver(attack, tick=False), self._samples(at, 0.0), low, high, most)
+            found.at = found.at + done
+            writer.take(found)
+            self.clock.tick(len(at))
+            done += len(at)
+
+    def _certify(self, stage: Stage, certifier: Certifier, work: Ints, writer: _UnitWriter) -> None:
+        classifier, shape = self.judge.classifier, self.data.shape
+        bound: Bound = certifier.bind(classifier, self.judge.threat)
+        rows = auto_batch(shape, classifier.device) if self.batch_size == "auto" else padded(self.batch_size)
+        most = float_below(self.judge.threat.unbounded(shape))
+        for first in range(0, len(work), rows):
+            self.clock.tick(0)
+            at = work[first : first + rows]
+            x = self.data.images(torch.from_numpy(at)).to(classifier.device)
+            y = torch.from_numpy(self.evidence.label[at]).to(classifier.device)
+            if stage.mode == "settle":
+                budget = torch.full((len(at),), float_below(stage.eps), dtype=torch.float64, device=x.device)
+                proven, margin = prove(bound, x, y, budget)
+                radius, passes = torch.where(proven, budget, -torch.inf), 1
+            else:
+                low = torch.from_numpy(self.evidence.lower[at]).to(x.device)
+                high = torch.from_numpy(self.evidence.upper[at]).clamp(max=most).to(x.device)
+                radius, margin = largest_radius(bound, x, y, low, high)
+                passes = 12
+            writer.certified(np.arange(first, first + len(at)), radius.cpu().numpy(), margin.cpu().numpy(), passes * certifier.cost)
+            self.clock.tick(len(at))
+
+    def _apply(self, stage: Stage, unit: Arrays, tally: Tally) -> None:
+        """Let a finished unit narrow the intervals, and add up what it cost."""
+        at = unit["position"]
+        was_open = np.isin(at, self.evidence.open_at(stage.eps)).sum()
+        if stage.kind == "attack":
+            hit = unit["success"].astype(bool)
+            self.evidence.broke(at[hit], unit["size"][hit], stage.number, unit["predicted"][hit])
+            if stage.mode == "radius":
+                self.evidence.radius_covered[at] = True
+        else:
+            assert isinstance(stage.method, Certifier)
+            self.evidence.proved(at, unit["radius"], stage.method.guarantee, stage.number)
+        tally.settled += int(was_open - np.isin(at, self.evidence.open_at(stage.eps)).sum())
+        tally.seconds += float(unit["seconds"][0])
+        tally.forwards += int(unit["queries"].sum())
+        tally.queries += int(unit["queries"].sum()) if stage.kind == "attack" else 0
+        tally.backwards += int(unit["gradients"].sum())
+
+
+class _UnitWriter:
+    """Gathers outcomes of samples in whatever order they finish; a full unit is stored and applied."""
+
+    def __init__(self, bench: Bench, stage: Stage, work: Ints, tally: Tally) -> None:
+        self.bench, self.stage, self.work, self.tally = bench, stage, work, tally
+        numbers, counts = np.unique(work // UNIT, return_counts=True)
+        self.pending: dict[int, int] = dict(zip(numbers.tolist(), counts.tolist()))
+        self.parts: dict[int, list[Outcome]] = {}
+        self.proofs: dict[int, list[Arrays]] = {}
+        self.since = time.monotonic()
+
+    def take(self, outcome: Outcome) -> None:
+        """Outcomes of an attack; `at` counts in the stage's work."""
+        number = torch.from_numpy(self.work[outcome.at.numpy()] // UNIT)
+        for one in number.unique().tolist():
+            self.parts.setdefault(one, []).append(outcome.pick(number == one))
+            self._count(one, int((number == one).sum()))
+
+    def certified(self, at: Ints, radius: Any, margin: Any, cost: float) -> None:
+        """Radii and margins of a certifier."""
+        number = self.work[at] // UNIT
+        for one in np.unique(number).tolist():
+            mine = number == one
+            part = {"at": at[mine], "radius": radius[mine], "margin": margin[mine].astype(np.float64)}
+            part["queries"] = np.full(int(mine.sum()), round(cost), dtype=np.int64)
+            self.proofs.setdefault(one, []).append(part)
+            self._count(one, int(mine.sum()))
+
+    def _count(self, number: int, finished: int) -> None:
+        self.pending[number] -= finished
+        if self.pending[number] == 0:
+            arrays = self._proof(number) if number in self.proofs else self._outcome(number)
+            now = time.monotonic()
+            arrays["seconds"] = np.array([now - self.since])
+            self.since = now
+            self.bench.store.write_unit(self.stage.id, number, arrays)
+            self.bench._apply(self.stage, arrays, self.tally)
+
+    def _outcome(self, number: int) -> Arrays:
+        found = Outcome.join(self.parts.pop(number))
+        found = found.pick(found.at.argsort())
+        return {
+            "position": self.work[found.at.numpy()],
+            "success": found.success.numpy().astype(np.uint8),
+            "size": found.size.numpy(),
+            "predicted": found.predicted.numpy(),
+            "queries": found.queries.numpy(),
+            "gradients": found.gradients.numpy(),
+            "parameters": found.parameters[found.success].numpy(),
+        }
+
+    def _proof(self, number: int) -> Arrays:
+        parts = self.proofs.pop(number)
+        joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        order = joined["at"].argsort()
+        position = self.work[joined.pop("at")[order]]
+        return {"position": position, **{k: v[order] for k, v in joined.items()}, "gradients": np.zeros(len(position), dtype=np.int64)}

@@ -1,0 +1,82 @@
+"""Random streams that depend on nothing but their key.
+
+A key is a 64-bit hash of (seed, digest of the stage specification, dataset index, restart,
+purpose). Draws are a counter-based integer hash of the key (the finaliser of splitmix64, Steele
+et al. 2014), vectorised over rows, so a row draws the same numbers whatever its batch, worker or
+device. No global generator is touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Logical (unsigned) right shift of int64."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(value: Tensor) -> Tensor:
+    value = (value ^ _shift(value, 30)) * _MIX1
+    value = (value ^ _shift(value, 27)) * _MIX2
+    return value ^ _shift(value, 31)
+
+
+def text_key(text: str) -> int:
+    """A signed 64-bit integer from any text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+
+
+def row_keys(seed: int, purpose: str, index: Tensor, attempt: Tensor | int = 0) -> Tensor:
+    """One 64-bit key per row.
+
+    Args:
+        seed: the run's seed.
+        purpose: any text, by convention the digest of the stage and what the draws are for.
+        index: (R,) int64 dataset indices.
+        attempt: (R,) int64 or int, the restart or target number.
+    """
+    start = text_key(f"{seed}/{purpose}")
+    key = _mix(index * _GOLDEN + start)
+    return _mix(key + (torch.as_tensor(attempt, dtype=torch.int64, device=index.device) + 1) * _MIX2)
+
+
+def child(keys: Tensor, number: int | Tensor) -> Tensor:
+    """Independent keys derived from `keys`, one for each `number` (a step, a purpose)."""
+    return _mix((keys ^ _MIX1) + (torch.as_tensor(number, device=keys.device) + 1) * _GOLDEN)
+
+
+def bits(keys: Tensor, count: int) -> Tensor:
+    """(R, count) hashed int64 values for (R,) keys."""
+    counter = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64) * _GOLDEN
+    return _mix(keys[:, None] + counter[None, :])
+
+
+def uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(R, *shape) float32, uniform on the open interval (0, 1), 24 bits."""
+    drawn = _shift(bits(keys, math.prod(shape)), 40)
+    return ((drawn.to(torch.float32) + 0.5) * 2.0**-24).clamp_(max=1 - 2.0**-24).view(-1, *shape)
+
+
+def normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(R, *shape) float32 standard normal by Box-Muller; |z| is at most about 6."""
+    count = math.prod(shape)
+    pairs = uniform(keys, (2, (count + 1) // 2))
+    radius = torch.sqrt(-2 * torch.log(pairs[:, 0]))
+    angle = 2 * math.pi * pairs[:, 1]
+    both = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
+    return both[:, :count].view(-1, *shape)
+
+
+def integers(keys: Tensor, high: int | Tensor) -> Tensor:
+    """(R,) int64 uniform on 0..high-1 (bias below 2^-31 for high up to 2^32)."""
+    drawn = _shift(bits(keys, 1)[:, 0], 32)
+    return (drawn * torch.as_tensor(high, device=keys.device)) >> 32

@@ -1,0 +1,51 @@
+"""Suites: ordered lists of stages per threat family, cheapest first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robustkit.errors import BadInput, unknown
+from robustkit.threats import Threat
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Certifiers and attacks by specification, and the attack that radius searches use."""
+
+    certifiers: tuple[str, ...]
+    attacks: tuple[str, ...]
+    radius: str
+    about: str
+
+
+_NORMS = ("linf", "l2")
+
+SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
+    "quick": {_NORMS: Suite(("ibp",), ("fgsm", "pgd:steps=20"), "pgd:steps=20", "a first look in seconds; not strong enough to report")},
+    "standard": {
+        _NORMS: Suite(
+            ("ibp",),
+            ("apgd:loss=ce,restarts=1", "apgd:loss=dlr-targeted,restarts=1"),
+            "pgd:steps=40",
+            "interval bounds, APGD-CE, APGD-T on 9 targets, each on what is still open",
+        )
+    },
+    "full": {
+        _NORMS: Suite(
+            ("ibp",),
+            ("pgd:steps=40", "apgd:loss=ce,restarts=5", "apgd:loss=dlr,restarts=5", "apgd:loss=dlr-targeted,restarts=2"),
+            "pgd:steps=100",
+            "standard with more restarts and losses, several times its cost",
+        )
+    },
+}
+
+
+def suite(name: str, threat: Threat) -> Suite:
+    """The stages of a named suite for a threat family; raises BadInput."""
+    if name not in SUITES:
+        raise unknown("suite", name, SUITES)
+    for families, found in SUITES[name].items():
+        if threat.name in families:
+            return found
+    raise BadInput(f"suite {name} is not defined for threat {threat.name}: name the attacks with --attack")

@@ -1,0 +1,141 @@
+"""The answer as one JSON document, read off the evidence. The keys are a documented contract."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+
+import robustkit
+from robustkit.evidence import Evidence
+from robustkit.plan import Stage
+from robustkit.spec import number_text
+from robustkit.stages import Tally
+
+SCHEMA = 1
+CURVE_POINTS = 41
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a result may depend on beyond its specification."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "robustkit": robustkit.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def accuracies(evidence: Evidence, eps: Fraction) -> dict[str, float]:
+    """The bracket at one budget."""
+    robust, certified = evidence.robust_accuracy(eps), evidence.certified_accuracy(eps)
+    return {
+        "clean_accuracy": evidence.clean_accuracy(),
+        "robust_accuracy": robust,
+        "certified_accuracy": certified,
+        "certified_statistical": evidence.certified_accuracy(eps, "statistical"),
+        "certified_conditional": evidence.certified_accuracy(eps, "conditional"),
+        "open": float(len(evidence.open_at(eps)) / len(evidence)),
+    }
+
+
+def interval(share: float, count: int) -> list[float]:
+    """Exact (Clopper-Pearson) two-sided 95 % interval of an observed share."""
+    found = binomtest(round(share * count), count).proportion_ci(0.95, method="exact")
+    return [float(found.low), float(found.high)]
+
+
+def curve(evidence: Evidence, budgets: Sequence[Fraction]) -> list[dict[str, float | None]]:
+    """Both accuracies from 0 to where the robust one ends; between the budgets asked for only
+    where a radius stage has covered every correct sample."""
+    asked = [Fraction(0), *sorted(budgets)]
+    covered = bool(evidence.radius_covered[evidence.correct].all()) and bool(evidence.correct.any())
+    points: dict[float, Fraction | float] = {float(eps): eps for eps in asked}
+    finite = evidence.upper[np.isfinite(evidence.upper)]
+    if covered and len(finite):
+        for value in np.linspace(0, max(float(finite.max()), float(asked[-1])), CURVE_POINTS).tolist():
+            points.setdefault(value, value)
+    return [
+        {"eps": at, "robust_accuracy": evidence.robust_accuracy(eps), "certified_accuracy": evidence.certified_accuracy(eps)}
+        for at, eps in sorted(points.items())
+    ]
+
+
+def stage_rows(stages: Sequence[Stage], tallies: dict[int, Tally], history: dict[int, tuple[float, float]]) -> list[dict[str, Any]]:
+    """One row per stage that has begun; accuracies are cumulative, at the stage's own budget."""
+    rows = []
+    for stage in stages:
+        if stage.number not in tallies:
+            continue
+        tally = tallies[stage.number]
+        robust, certified = history.get(stage.number, (None, None))
+        rows.append(
+            {
+                "name": stage.name,
+                "spec": str(stage.method.spec),
+                "kind": stage.kind,
+                "eps": number_text(stage.eps),
+                "received": tally.received,
+                "settled": tally.settled,
+                "robust_accuracy": robust,
+                "certified_accuracy": certified,
+                "seconds": round(tally.seconds, 3),
+                "forwards": tally.forwards,
+                "backwards": tally.backwards,
+                "queries": tally.queries,
+                "complete": tally.complete,
+                "note": tally.note,
+            }
+        )
+    return rows
+
+
+def summarise(
+    evidence: Evidence,
+    budgets: Sequence[Fraction],
+    *,
+    model: dict[str, Any],
+    data: dict[str, Any],
+    threat: str,
+    goal: str,
+    labels: str,
+    seed: int,
+    stages: list[dict[str, Any]],
+    diagnostics: list[dict[str, Any]],
+    eight_bit: float | None,
+    environment: dict[str, Any],
+    run: str,
+) -> dict[str, Any]:
+    """summary.json. Accuracies without a budget are at the largest one asked for."""
+    top = accuracies(evidence, max(budgets))
+    count = len(evidence)
+    names = ("clean_accuracy", "robust_accuracy", "certified_accuracy")
+    return {
+        "schema_version": SCHEMA,
+        "model": model,
+        "data": data,
+        "threat": threat,
+        "eps": [number_text(eps) for eps in sorted(budgets)],
+        "goal": goal,
+        "labels": labels,
+        "seed": seed,
+        **top,
+        "interval95": {name: interval(top[name], count) for name in names},
+        "population95": [interval(top["certified_accuracy"], count)[0], interval(top["robust_accuracy"], count)[1]],
+        "curve": curve(evidence, budgets),
+        "eight_bit": eight_bit,
+        "stages": stages,
+        "diagnostics": diagnostics,
+        "environment": environment,
+        "run": run,
+    }

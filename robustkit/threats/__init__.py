@@ -1,0 +1,23 @@
+"""Threat families by name. `load_threat("linf:8/255")` reads one."""
+
+from __future__ import annotations
+
+from robustkit.errors import unknown
+from robustkit.spec import build, parse
+from robustkit.threats.base import Threat
+from robustkit.threats.norms import L2, Linf
+
+THREATS: dict[str, type[Threat]] = {"linf": Linf, "l2": L2}
+
+
+def load_threat(threat: str | Threat) -> Threat:
+    """The threat a specification such as `linf:8/255` or `l2:0.5` names; raises BadInput."""
+    if isinstance(threat, Threat):
+        return threat
+    spec = parse(threat)
+    if spec.name not in THREATS:
+        raise unknown("threat", spec.name, THREATS)
+    return build(THREATS[spec.name], spec, "threat")
+
+
+__all__ = ["L2", "Linf", "Threat", "THREATS", "load_threat"]

@@ -1,0 +1,111 @@
+"""Norm-bounded additive perturbations: apply(x, p) = clamp(x + p, 0, 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustkit import streams
+from robustkit.numerics import float32_below
+from robustkit.threats.base import Threat
+
+_HALF_ULP = 2.0**-25
+"""The most that rounding x + p to float32 can move a value in [0,1]."""
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+@dataclass(frozen=True, init=False)
+class NormThreat(Threat):
+    """Shared by the additive families. The size is that of the change really made to the image."""
+
+    def zero(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    def apply(self, x: Tensor, p: Tensor) -> Tensor:
+        return (x + p).clamp_(0, 1)
+
+    def change(self, x: Tensor, p: Tensor) -> Tensor:
+        """(R,D) float64 change that p makes."""
+        return (self.apply(x, p).double() - x.double()).flatten(1)
+
+    def snap(self, x: Tensor, image: Tensor, eps: Tensor) -> Tensor:
+        """The parameter nearest to a foreign image, inside the budget and the box."""
+        return self.project(x, torch.nan_to_num(image) - x, eps)
+
+    def gradient(self, x: Tensor, p: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Any]:
+        """As in the base, with the clamp taken as the identity (p is kept inside the box)."""
+        with torch.enable_grad():
+            leaf = self.apply(x, p).detach().requires_grad_()
+            values = loss(leaf)
+            (found,) = torch.autograd.grad(values.sum(), leaf)
+        return found, values.detach()
+
+
+@dataclass(frozen=True, init=False)
+class Linf(NormThreat):
+    """Every value may change by at most eps, in units of the [0,1] box."""
+
+    name = "linf"
+
+    def size(self, x: Tensor, p: Tensor) -> Tensor:
+        return self.change(x, p).abs().amax(1)
+
+    def _inner(self, eps: Tensor, like: Tensor) -> Tensor:
+        return _column(float32_below((eps - _HALF_ULP).clamp(min=0)), like)
+
+    def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
+        inner = self._inner(eps, p)
+        return torch.minimum(torch.maximum(p, torch.maximum(-x, -inner)), torch.minimum(1 - x, inner))
+
+    def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
+        return torch.addcmul(p, gradient.sign(), _column(length.to(p.dtype), p))
+
+    def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
+        drawn = streams.uniform(keys, tuple(x.shape[1:])) * 2 - 1
+        if boundary:
+            drawn = drawn / _column(drawn.abs().flatten(1).amax(1), drawn)
+        return self.project(x, drawn * _column(eps.to(x.dtype), x), eps)
+
+    def unbounded(self, shape: tuple[int, ...]) -> Fraction:
+        return Fraction(1)
+
+
+@dataclass(frozen=True, init=False)
+class L2(NormThreat):
+    """The Euclidean norm of the change is at most eps, in units of the [0,1] box."""
+
+    name = "l2"
+
+    def size(self, x: Tensor, p: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(self.change(x, p), dim=1)
+
+    def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
+        p = torch.minimum(torch.maximum(p, -x), 1 - x)
+        norm = torch.linalg.vector_norm(p.flatten(1), dim=1, dtype=torch.float64)
+        inner = (eps * (1 - 1e-6) - math.sqrt(p[0].numel()) * _HALF_ULP).clamp(min=0)
+        scale = torch.where(norm > inner, inner / norm.clamp(min=1e-30), 1.0)
+        return p * _column(float32_below(scale), p)
+
+    def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp(min=1e-30)
+        return torch.addcmul(p, gradient, _column(length.to(p.dtype) / norm, p))
+
+    def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
+        drawn = streams.normal(streams.child(keys, 0), tuple(x.shape[1:]))
+        length = eps.to(x.dtype)
+        if not boundary:
+            length = length * streams.uniform(streams.child(keys, 1), (1,))[:, 0] ** (1 / x[0].numel())
+        norm = torch.linalg.vector_norm(drawn.flatten(1), dim=1)
+        return self.project(x, drawn * _column(length / norm, x), eps)
+
+    def unbounded(self, shape: tuple[int, ...]) -> Fraction:
+        return Fraction(math.isqrt(math.prod(shape)) + 1)

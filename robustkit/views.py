@@ -1,0 +1,110 @@
+"""What an attack may see of a model, by access level; every queried point is watched and counted.
+
+A view keeps the first adversarial point of every row (or, with keep="best", the point of highest
+loss), so attacks never handle success themselves and none is lost on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from robustkit.classifier import Classifier
+from robustkit.goals import Goal
+from robustkit.methods import Rows, State
+from robustkit.numerics import clear_margin
+from robustkit.threats import Threat
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits (R,K), y (R,), target (R,)) -> (R,) values to be raised."""
+
+
+class View:
+    """Decision access: the class of images. Score and gradient access add to it."""
+
+    def __init__(self, classifier: Classifier, threat: Threat, goal: Goal, keep: str = "first") -> None:
+        self.classifier, self.threat, self.goal, self.keep = classifier, threat, goal, keep
+        self.rows: Rows
+        self.book: State = {}
+        self.loss: Loss | None = None
+
+    def open(self, rows: Rows) -> State:
+        """A fresh page of the book for new rows."""
+        count, device = len(rows), rows.x.device
+        page = {
+            "done": torch.zeros(count, dtype=torch.bool, device=device),
+            "candidate": self.threat.zero(rows.x),
+            "queries": torch.zeros(count, dtype=torch.int64, device=device),
+            "gradients": torch.zeros(count, dtype=torch.int64, device=device),
+        }
+        if self.keep == "best":
+            page |= {"highest": torch.full((count,), -torch.inf, device=device), "last": self.threat.zero(rows.x)}
+        return page
+
+    def _see(self, p: Tensor, logits: Tensor) -> None:
+        """Count a forward at p and keep it where it is the row's first adversarial point."""
+        book, rows = self.book, self.rows
+        book["queries"] = book["queries"] + ~book["done"]
+        if self.keep == "best":
+            return
+        margin = self.goal.margin(logits, rows.y, rows.target)
+        fresh = (margin >= 2 * clear_margin(logits)) & ~book["done"]
+        self._keep("candidate", p, fresh)
+        book["done"] = book["done"] | fresh
+
+    def _keep(self, name: str, p: Tensor, where: Tensor) -> None:
+        if where.is_cuda or bool(where.any()):
+            self.book[name] = torch.where(where.view(-1, *[1] * (p.dim() - 1)), p, self.book[name])
+
+    def finish(self, p: Tensor, over: Tensor) -> None:
+        """Rows `over` end here: their last point is the candidate where nothing was found before."""
+        ending = over & ~self.book["done"]
+        self._keep("last" if self.keep == "best" else "candidate", p, ending)
+        self.book["done"] = self.book["done"] | ending
+
+    def _forward(self, p: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits = self.classifier.forward(self.threat.apply(self.rows.x, p))
+        self._see(p, logits)
+        return logits
+
+    def decisions(self, p: Tensor) -> Tensor:
+        """(R,) predicted classes at p."""
+        return self._forward(p).argmax(1)
+
+
+class ScoreView(View):
+    """Adds the logits."""
+
+    def scores(self, p: Tensor) -> Tensor:
+        """(R,K) logits at p."""
+        return self._forward(p)
+
+
+class GradientView(ScoreView):
+    """Adds input gradients; a gradient is one forward and one backward."""
+
+    def gradient(self, p: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Gradient of the loss with respect to p, and the (R,) loss values at p."""
+        rows, kept = self.rows, {}
+        self.loss = loss
+
+        def objective(image: Tensor) -> Tensor:
+            logits = self.classifier.forward(image)
+            kept["logits"] = logits.detach()
+            return loss(logits, rows.y, rows.target)
+
+        found, values = self.threat.gradient(rows.x, p, objective)
+        self.classifier.backwards += len(rows)
+        self.book["gradients"] = self.book["gradients"] + ~self.book["done"]
+        self._see(p, kept["logits"])
+        if self.keep == "best":
+            higher = (values > self.book["highest"]) & ~self.book["done"]
+            self._keep("candidate", p, higher)
+            self.book["highest"] = torch.where(higher, values, self.book["highest"])
+        return found.nan_to_num_(0.0, 0.0, 0.0), values
+
+
+VIEWS: dict[str, type[View]] = {"decision": View, "score": ScoreView, "gradient": GradientView}
