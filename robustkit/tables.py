@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from rich import box
 from rich.columns import Columns
 from rich.console import Console
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,7 @@ from rich.text import Text
 from robustkit.report.palette import STATES, TERMINAL
 from robustkit.report.wording import (
     SPACE,
+    bounds,
     digits,
     duration,
     extra_guarantees,
@@ -27,21 +29,19 @@ from robustkit.report.wording import (
     plural,
     short,
     sorted_diagnostics,
-    span,
     stage_labels,
 )
 from robustkit.spec import number
-from robustkit.summary import interval
 
 PIPE_WIDTH = 100
 """Least number of columns where the output is no terminal: a pipe wraps nothing by surprise."""
 
-_INTERVALS = 92
-"""Columns from which the intervals fit into the table."""
-
 _TITLES = {"certified": "certified", "open": "open", "broken": "broken", "error": "clean errors"}
 _BLOCKS = {"certified": "█", "open": "▒", "broken": "▓", "error": "░"}
 _PLAIN_BLOCKS = {"certified": "#", "open": "?", "broken": "x", "error": "."}
+_COSTS = ("received", "settled", "robust", "certified", "time", "forwards", "backwards", "queries")
+"""Columns of the stage table; where the terminal is narrow, the last ones are left out."""
+
 _BASIC = {"certified": "bright_blue", "open": "yellow", "broken": "red", "error": "bright_black"}
 _STATUS = {"error": "broken", "warn": "open", "skipped": "error"}
 
@@ -71,12 +71,18 @@ def bracket_table(summary: Mapping[str, Any], console: Console | None = None) ->
     console.print(_bar(summary, min(console.width, 100) - 2, blocks, colours))
     console.print(_legend(summary, n, blocks, console))
     console.print()
-    console.print(_budgets(summary, budget, n, console.width))
-    if console.width >= _INTERVALS:
+    full, lean = (_budgets(summary, budget, n, intervals) for intervals in (True, False))
+    console.print(_widest(console, [full, lean]))
+    if _fits(console, full):
         console.print(Text("In brackets: 95 % intervals, for all images of this kind.", style="dim"))
+    else:
+        certified, robust = (_interval(summary, f"{name}_accuracy", n) for name in ("certified", "robust"))
+        console.print(
+            Text(f"95 % intervals at {budget}, for all images of this kind: certified {certified}, robust {robust}.", style="dim")
+        )
     if summary["stages"]:
         console.print()
-        console.print(_stages(summary, n, console))
+        console.print(_widest(console, [_stages(summary, n, console, count) for count in range(len(_COSTS), 3, -1)]))
     _diagnostics(summary, console)
 
 
@@ -151,36 +157,53 @@ def _legend(summary: Mapping[str, Any], n: int, blocks: Mapping[str, str], conso
     return Columns(parts, padding=(0, 3))
 
 
-def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+def _table(gap: int) -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, gap, 0, 0))
 
 
-def _budgets(summary: Mapping[str, Any], budget: str, n: int, width: int) -> Table:
-    table = _table()
+def _fits(console: Console, table: Table) -> bool:
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width
+
+
+def _widest(console: Console, tables: Sequence[Table]) -> Table:
+    """The first table that fits the terminal, else the last."""
+    return next((table for table in tables if _fits(console, table)), tables[-1])
+
+
+def _budgets(summary: Mapping[str, Any], budget: str, n: int, intervals: bool) -> Table:
+    table = _table(3 if intervals else 1)
     table.add_column("eps", style="bold", no_wrap=True)
-    table.padding = (0, 3 if width >= 56 else 1, 0, 0)
-    for name in ("clean", "robust (empirical)" if width >= _INTERVALS else "robust", "certified", "open"):
+    for name in ("clean", "robust (empirical)" if intervals else "robust", "certified", "open"):
         table.add_column(name, justify="right", no_wrap=True)
     for text in sorted((str(text) for text in summary["eps"]), key=number):
         told = _at(summary, text, budget)
         if told is not None:
-            table.add_row(Text(text), *_cells(summary, told, n, width))
+            table.add_row(Text(text), *_cells(summary, told, n, intervals))
     return table
 
 
-def _cells(summary: Mapping[str, Any], told: Mapping[str, Any], n: int, width: int) -> list[Text]:
-    """clean, robust, certified, open at one budget; the first three with their 95 % intervals where there is room."""
-    shares = {"clean_accuracy": summary["clean_accuracy"], **{key: told[key] for key in ("robust_accuracy", "certified_accuracy")}}
-    robust, certified = shares["robust_accuracy"], shares["certified_accuracy"]
+def _cells(summary: Mapping[str, Any], told: Mapping[str, Any], n: int, intervals: bool) -> list[Text]:
+    """clean, robust, certified, open at one budget; the first three with their 95 % intervals if asked for."""
+    robust, certified = told["robust_accuracy"], told["certified_accuracy"]
     cells = []
-    for key, share in shares.items():
-        cell = Text(_spaced(percent(share, n)))
-        if width >= _INTERVALS and share is not None:
-            given = summary["interval95"].get(key) if key == "clean_accuracy" or told is summary else None
-            bounds = _spaced(span(given or interval(share, n), n)).replace(" - ", "-").removesuffix(" %")
-            cell.append(f" [{bounds}]".ljust(10 + 2 * digits(n)), style="dim")
+    for key in ("clean_accuracy", "robust_accuracy", "certified_accuracy"):
+        source = summary if key == "clean_accuracy" else told
+        cell = Text(_spaced(percent(source[key], n)))
+        if intervals and source[key] is not None:
+            cell.append(f" {_interval(source, key, n)}".ljust(10 + 2 * digits(n)), style="dim")
         cells.append(cell)
     return [*cells, Text(_spaced(percent(None if robust is None else max(0.0, robust - certified), n)))]
+
+
+def _interval(told: Mapping[str, Any], key: str, n: int) -> str:
+    """`[67.6-77.9]`: the summary's own 95 % interval, or the same kind at another budget."""
+    if "interval95" in told:
+        found = told["interval95"][key]
+    else:
+        from robustkit.summary import interval  # brings torch and scipy, which a listing does not need
+
+        found = interval(told[key], n)
+    return f"[{_spaced(bounds(found, n))}]"
 
 
 def _spaced(text: str) -> str:
@@ -196,15 +219,13 @@ def _at(summary: Mapping[str, Any], text: str, budget: str) -> Mapping[str, Any]
     return next((entry for entry in summary["curve"] if math.isclose(float(entry["eps"]), value, rel_tol=1e-9)), None)
 
 
-def _stages(summary: Mapping[str, Any], n: int, console: Console) -> Table:
-    table = _table()
-    table.padding = (0, 2, 0, 0)
-    table.add_column("stage", overflow="fold", min_width=12)
+def _stages(summary: Mapping[str, Any], n: int, console: Console, count: int) -> Table:
+    table = _table(1)
+    table.add_column("stage", overflow="fold", max_width=24)
     budgets = len({stage.get("eps") for stage in summary["stages"]}) > 1
     if budgets:
         table.add_column("eps", no_wrap=True)
-    names = ["received", "settled", "robust", "certified", "time", "forwards", "backwards", "queries"]
-    shown = names if console.width >= 96 else names[:6] if console.width >= 70 else names[1:5]
+    shown = _COSTS[:count]
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
     for stage, label in zip(summary["stages"], stage_labels(summary["stages"])):
@@ -219,7 +240,7 @@ def _stages(summary: Mapping[str, Any], n: int, console: Console) -> Table:
             "queries": short(stage["queries"] or 0),
         }
         colour = _colours(console)["certified" if stage["kind"] == "certifier" else "broken"]
-        first = [_fit(Text(label, style=f"bold {colour}"), console)] + [Text(str(stage["eps"]))] * budgets
+        first = [_fit(Text(label, style=f"bold {colour}"), console)] + [Text(str(stage.get("eps", "")))] * budgets
         table.add_row(*first, *(Text(_spaced(cells[name])) for name in shown))
     return table
 

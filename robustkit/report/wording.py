@@ -1,0 +1,160 @@
+"""Numbers and sentences, the same in the terminal and in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from robustkit.errors import BadInput
+from robustkit.spec import Spec, parse
+
+SPACE = "\u00a0"
+
+_FAMILIES = {
+    "linf": "every pixel value may change by at most {eps}",
+    "l2": "the change has a Euclidean norm of at most {eps}",
+    "l1": "the changes add up to at most {eps}",
+    "l0": "at most {eps} pixels may change",
+}
+_GOALS = {
+    "untargeted": "any wrong answer counts as broken",
+    "targeted": "only an answer of the target class counts as broken",
+    "accepted-error": "only a wrong answer that the model accepts counts as broken",
+}
+_ORDER = {"error": 0, "warn": 1, "skipped": 2, "pass": 3}
+
+
+def digits(n: int) -> int:
+    """Decimals of a percentage that n samples resolve: one to a thousand, two beyond."""
+    return 1 if n <= 1000 else 2
+
+
+def percent(share: float | None, n: int = 1000) -> str:
+    """`71.3 %` with a no-break space; a dash where nothing was measured."""
+    return "–" if share is None else f"{100 * share:.{digits(n)}f}{SPACE}%"
+
+
+def bounds(interval: Sequence[float] | None, n: int = 1000) -> str:
+    """`68.4–74.0` in percent, empty without an interval."""
+    return "–".join(f"{100 * value:.{digits(n)}f}" for value in interval or ())
+
+
+def span(interval: Sequence[float] | None, n: int = 1000) -> str:
+    """`68.4 – 74.0 %`, empty without an interval."""
+    return bounds(interval, n).replace("–", f"{SPACE}–{SPACE}") + f"{SPACE}%" if interval else ""
+
+
+def count(value: float) -> str:
+    """A whole number with thousands separators."""
+    return f"{int(value):,}"
+
+
+def short(value: float) -> str:
+    """At most five characters: 812, 12.3k, 4.56M."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g}{unit}"
+    return f"{int(value)}"
+
+
+def duration(seconds: float) -> str:
+    """A time that a person reads at once."""
+    if seconds < 10:
+        return f"{seconds:.2f}{SPACE}s"
+    if seconds < 120:
+        return f"{seconds:.0f}{SPACE}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 120:
+        return f"{minutes}{SPACE}min{SPACE}{rest:02d}{SPACE}s"
+    return f"{minutes // 60}{SPACE}h{SPACE}{minutes % 60:02d}{SPACE}min"
+
+
+def allowed(threat: str, budget: str) -> str:
+    """The threat in words."""
+    family = threat.partition(":")[0]
+    return _FAMILIES.get(family, "changes of the family " + family + " of size at most {eps}").format(eps=budget)
+
+
+def goal_words(goal: str) -> str:
+    """What counts as broken."""
+    return _GOALS.get(goal.partition(":")[0], f"goal {goal}")
+
+
+def model_title(spec: str) -> str:
+    """A model's specification, of a path only the last part: short, and silent about someone's disk."""
+    return spec if any(mark in spec for mark in ',=()[]"') else spec.rpartition("/")[2] or spec
+
+
+def stage_labels(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each stage; those of one name are told apart by the options in which they differ."""
+    options = [_options(str(stage["spec"])) for stage in stages]
+    labels = []
+    for stage, mine in zip(stages, options):
+        others = [theirs for other, theirs in zip(stages, options) if other["name"] == stage["name"]]
+        telling = [text for key, text in mine.items() if any(theirs.get(key) != text for theirs in others)]
+        labels.append(" ".join([str(stage["name"]), *telling]))
+    return labels
+
+
+def _options(text: str) -> dict[str, str]:
+    """Option -> `key=value`, of a word the value alone. Empty when the text is no specification."""
+    try:
+        spec = parse(text)
+    except BadInput:
+        return {}
+    named = {str(place): str(Spec("_", (value,)))[2:] for place, value in enumerate(spec.items)}
+    return named | {key: value if isinstance(value, str) else str(Spec("_", (), {key: value}))[2:] for key, value in spec.options.items()}
+
+
+def certifiers(summary: Mapping[str, Any]) -> list[str]:
+    """Names of the certifiers that ran."""
+    names = (str(stage["spec"] or stage["name"]).partition(":")[0] for stage in summary["stages"] if stage["kind"] == "certifier")
+    return list(dict.fromkeys(names))
+
+
+def guarantee(summary: Mapping[str, Any]) -> str:
+    """The class of guarantee behind the certified figure, in a short sentence."""
+    names = certifiers(summary)
+    if not names:
+        return "No certifier was run: 0 % means that nothing was proven, not that nothing is robust."
+    if not summary["certified_accuracy"]:
+        return f"No deterministic certificate holds at this budget (tried: {', '.join(names)})."
+    return f"Guarantee class: deterministic ({', '.join(names)})."
+
+
+def extra_guarantees(summary: Mapping[str, Any], n: int) -> list[str]:
+    """Certified shares of the weaker classes, which are never part of the bracket."""
+    told = []
+    if summary.get("certified_statistical"):
+        told.append(
+            f"{percent(summary['certified_statistical'], n)} certified statistically (each holds with the confidence stated for its stage)"
+        )
+    if summary.get("certified_conditional"):
+        told.append(f"{percent(summary['certified_conditional'], n)} certified conditionally (true only if the stated assumption holds)")
+    return told
+
+
+def verdict(summary: Mapping[str, Any], budget: str) -> str:
+    """The headline in one sentence of plain words."""
+    n = int(summary["data"]["n"])
+    clean, robust, certified = (float(summary[f"{name}_accuracy"]) for name in ("clean", "robust", "certified"))
+    whose = "agree with the model's own prediction" if summary["labels"] == "predicted" else "are classified correctly"
+    proven, broken, left = (round(n * share) for share in (certified, clean - robust, robust - certified))
+    start = f"Of {count(n)} images, {count(round(n * clean))} {whose}. Where {allowed(str(summary['threat']), budget)}, "
+    middle = f"{count(proven)} of them are proven to stay so, attacks broke {count(broken)}"
+    if left <= 0:
+        return f"{start}{middle}, and none is left open: the robust accuracy is {percent(robust, n)} on these images."
+    return (
+        f"{start}{middle}, and for {count(left)} neither a proof nor an attack decided: "
+        f"the true robust accuracy on these images lies between {percent(certified, n)} and {percent(robust, n)}."
+    )
+
+
+def sorted_diagnostics(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Errors first, then warnings, skipped checks, passes."""
+    return sorted(summary["diagnostics"], key=lambda entry: _ORDER.get(str(entry["status"]), 1))
+
+
+def plural(number: int, word: str) -> str:
+    """`1 warning`, `3 warnings`."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
