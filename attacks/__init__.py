@@ -10,9 +10,11 @@ TABLE = {
     "bim": "robustkit.attacks.bim:BIM",
     "pgd": "robustkit.attacks.pgd:PGD",
     "apgd": "robustkit.attacks.apgd:APGD",
+    "fab": "robustkit.attacks.fab:FAB",
+    "square": "robustkit.attacks.square:Square",
 }
 
-__all__ = ["APGD", "BIM", "FGSM", "PGD"]  # noqa: F822 - resolved lazily below
+__all__ = ["APGD", "BIM", "FAB", "FGSM", "PGD", "Square"]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,8 @@ def frozen_copy(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module, memo).eval()
     except Exception as problem:
-        raise BadInput(f"the model {type(module).__name__} cannot be copied ({problem}): remove what cannot be deep-copied (open files, hooks on locals)") from problem
+        what = f"the model {type(module).__name__} cannot be copied ({problem})"
+        raise BadInput(f"{what}: remove what cannot be deep-copied (open files, hooks on locals)") from problem
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -85,7 +86,8 @@ class Classifier:
         """Rows sent backward so far."""
 
     def _per_channel(self, values: Sequence[float] | None, default: float) -> Tensor:
-        return torch.tensor([default] if values is None else list(values), dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
+        given = [default] if values is None else list(values)
+        return torch.tensor(given, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
 
     @property
     def parameters(self) -> int:
@@ -99,7 +101,8 @@ class Classifier:
     def forward(self, x: Tensor) -> Tensor:
         """Logits with whatever autograd mode is on; x must be on the device."""
         self.forwards += len(x)
-        return self.module(self.normalise(x))
+        logits: Tensor = self.module(self.normalise(x))
+        return logits
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (N,K) float32, without gradients."""
@@ -117,31 +120,38 @@ class Classifier:
         with torch.no_grad():
             try:
                 normalised = (x.double() - self.mean.double()) / self.std.double() if self.normalises else x.double()
-                return self._module64(normalised).double()
+                logits: Tensor = self._module64(normalised)
+                return logits.double()
             except RuntimeError:
                 return self.logits(x).double()
 
     def check(self, x: Tensor, y: Tensor | None = None) -> None:
         """One forward that finds shape errors before the work begins; raises BadInput."""
         if self.input_shape and tuple(x.shape[1:]) != tuple(self.input_shape):
-            raise BadInput(f"the model {self.spec} takes images of shape {tuple(self.input_shape)}, the data has {tuple(x.shape[1:])}: choose data of the model's size")
+            takes = f"the model {self.spec} takes images of shape {tuple(self.input_shape)}"
+            raise BadInput(f"{takes}, the data has {tuple(x.shape[1:])}: choose data of the model's size")
         if self.mean.shape[1] not in (1, x.shape[1]):
             raise BadInput(f"mean/std have {self.mean.shape[1]} channels, the images {x.shape[1]}: give one value per channel")
         try:
             found = self.logits(x)
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as problem:
-            raise BadInput(f"the model {self.spec} fails on images of shape {tuple(x.shape[1:])}: {str(problem).splitlines()[0]}: check channels, size and the forward method") from problem
+        except Exception as problem:  # whatever a user's forward raises is the user's to read, in one line
+            why = (str(problem).splitlines() or [type(problem).__name__])[0]
+            what = f"the model {self.spec} fails on images of shape {tuple(x.shape[1:])}: {why}"
+            raise BadInput(f"{what}: check channels, size and the forward method") from problem
         if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(x) or found.shape[1] < 2:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise BadInput(f"the model {self.spec} returned {shape} for {len(x)} images: expected logits of shape ({len(x)}, classes), at least 2 classes")
+            expected = f"expected logits of shape ({len(x)}, classes), at least 2 classes"
+            raise BadInput(f"the model {self.spec} returned {shape} for {len(x)} images: {expected}")
         if self.classes is not None and found.shape[1] != self.classes:
             raise BadInput(f"the model {self.spec} returned {found.shape[1]} logits, expected {self.classes}")
         self.classes = int(found.shape[1])
         if y is not None and len(y) and (int(y.max()) >= self.classes or int(y.min()) < 0):
-            raise BadInput(f"labels reach {int(y.max())}, the model {self.spec} knows classes 0..{self.classes - 1}: check data and model belong together")
+            known = f"the model {self.spec} knows classes 0..{self.classes - 1}"
+            raise BadInput(f"labels reach {int(y.max())}, {known}: check that data and model belong together")
 
     def __repr__(self) -> str:
-        return f"Classifier({self.spec or type(self.original).__name__}, classes={self.classes}, parameters={self.parameters}, device={self.device})"
+        name = self.spec or type(self.original).__name__
+        return f"Classifier({name}, classes={self.classes}, parameters={self.parameters}, device={self.device})"
 
 
 def _has_modes(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -31,17 +32,14 @@ class Clock:
     def __init__(self, limit: float | None = None, show: bool | None = None) -> None:
         self.deadline = None if limit is None else time.monotonic() + limit
         self.show = sys.stderr.isatty() if show is None else show
-        self.bar: tqdm[None] | None = None
+        self.bar: Any = None
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[None]:
         """A bar for one stage; none when stderr is no terminal."""
-        self.bar = tqdm(total=total, desc=name, unit="sample", leave=False, file=sys.stderr, disable=not self.show)
-        try:
+        with tqdm(total=total, desc=name, unit="sample", leave=False, file=sys.stderr, disable=not self.show) as self.bar:
             yield
-        finally:
-            self.bar.close()
-            self.bar = None
+        self.bar = None
 
     def tick(self, finished: int = 0) -> None:
         """`finished` more samples are through; raises OutOfTime past the deadline."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,8 @@ class Examination:
 
     def train_mode(self) -> tuple[str, str, str]:
         if self.judge.classifier.was_training:
-            return "warn", "the model was handed over in train mode; it was evaluated in eval mode", "call model.eval() before handing it over"
+            message = "the model was handed over in train mode; it was evaluated in eval mode"
+            return "warn", message, "call model.eval() before handing it over"
         return "pass", "eval mode", ""
 
     def softmax(self) -> tuple[str, str, str]:
@@ -178,7 +180,8 @@ class Examination:
         gains, losses = int((after & ~before).sum()), int((before & ~after).sum())
         if flagged(gains, losses, len(self.probe)):
             message = f"{stronger.spec} breaks {gains} of {len(self.probe)} probe samples that the run did not"
-            return "error", message, "more steps or restarts still lower the number: use --suite standard or full, or raise steps and restarts"
+            cure = "use --suite standard or full, or raise steps and restarts: they still lower the number"
+            return "error", message, cure
         return "pass", f"twice the steps and restarts break {gains} more of {len(self.probe)} probe samples", ""
 
     def unbounded(self) -> tuple[str, str, str]:
@@ -224,6 +227,4 @@ class Examination:
 
 
 def _exact(value: Any) -> Any:
-    from fractions import Fraction
-
     return Fraction(value) if isinstance(value, int) else value

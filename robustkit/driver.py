@@ -29,6 +29,20 @@ Stop = Literal["first", "never"]
 BatchSize = int | Literal["auto"]
 
 
+Entry = tuple[int, int]
+"""(position of a sample, attempt)."""
+Queue = deque[Entry]
+
+
+@dataclass
+class _Batch:
+    """Rows at work, a multiple of 16; those that are not live are padding."""
+
+    rows: Rows
+    state: State
+    live: Tensor
+
+
 @dataclass
 class Samples:
     """What an attack is run on: N samples, their images fetched only when their turn comes."""
@@ -113,7 +127,8 @@ class Driver:
         attack.accepts(judge.threat)
         self.attack, self.judge, self.seed, self.stop, self.batch_size = attack, judge, seed, stop, batch_size
         self.threat, self.classifier = judge.threat, judge.classifier
-        self.view = VIEWS[attack.access](self.classifier, self.threat, judge.goal, "best" if stop == "never" else "first")
+        keep = "best" if stop == "never" else "first"
+        self.view = VIEWS[attack.access](self.classifier, self.threat, judge.goal, keep, attack.bounded)
         self.tick = tick or (lambda finished: None)
         self.poll = 1 if self.classifier.device.type == "cpu" else 4
 
@@ -127,70 +142,66 @@ class Driver:
             return
         self.samples, self.deliver = samples, deliver
         self.spent = torch.zeros(2, len(samples), dtype=torch.int64)
-        classes = samples.logits.shape[1]
-        self.attempts = self.attack.attempts(classes)
+        self.attempts = self.attack.attempts(samples.logits.shape[1])
         shape = tuple(samples.images(torch.tensor([0])).shape[1:])
         capacity = auto_batch(shape, self.classifier.device) if self.batch_size == "auto" else padded(self.batch_size)
-        queue = deque((at, 0) for at in range(len(samples)))
+        queue: Queue = deque((at, 0) for at in range(len(samples)))
         while queue:
+            self.entries: list[Entry] = []
             try:
                 self._drain(queue, capacity)
-            except (torch.OutOfMemoryError, RuntimeError) as problem:
+            except RuntimeError as problem:
                 if not _out_of_memory(problem) or capacity <= PAD:
                     raise
                 capacity = padded(capacity // 2)
                 queue.extendleft(reversed(self.entries))
                 torch.cuda.empty_cache()
 
-    def _drain(self, queue: deque[tuple[int, int]], capacity: int) -> None:
-        """Work until queue and batch are empty. `entries` names the live rows, for a restart after out-of-memory."""
-        self.entries: list[tuple[int, int]] = []
-        self._refill(queue, capacity, keep=None)
-        while self.entries:
+    def _drain(self, queue: Queue, capacity: int) -> None:
+        """Work until queue and batch are empty; `entries` are the rows at work, begun anew after out-of-memory."""
+        batch = self._refill(queue, capacity, None)
+        while batch is not None:
             for _ in range(self.poll):
-                self.state = self.attack.step(self.rows, self.state, self.view, self.threat)
-                self.rows.steps += 1
-                self.view.finish(self.state["p"], self.rows.steps >= self.attack.iterations)
+                batch.state = self.attack.step(batch.rows, batch.state, self.view, self.threat)
+                batch.rows.steps += 1
+                over = batch.rows.steps >= self.attack.iterations
+                self.view.finish(batch.state["p"], over | batch.state["over"] if "over" in batch.state else over)
             self.tick(0)
-            done = self.view.book["done"]
-            finished = int((done & self.live).sum())
+            over = self.view.book["done"] & batch.live
+            finished = int(over.sum())
             left = len(self.entries) - finished
-            if left and padded(left) == len(self.rows) and not (queue and finished >= PAD):
+            if left and padded(left) == len(batch.rows) and not (queue and finished >= PAD):
                 continue
             if finished:
-                self._settle(queue, done & self.live)
-            if finished or not left:
-                self._refill(queue, capacity, keep=(~done & self.live).nonzero()[:, 0])
+                self._settle(queue, batch.rows.pick(over), over)
+                batch = self._refill(queue, capacity, batch)
 
-    def _refill(self, queue: deque[tuple[int, int]], capacity: int, keep: Tensor | None) -> None:
-        """The batch becomes the kept rows, then fresh ones, then padding that nobody looks at."""
-        kept = 0 if keep is None else len(keep)
-        if keep is not None:
-            self.entries = [self.entries[i] for i in self.places[keep].tolist()]
-        fresh = [queue.popleft() for _ in range(min(len(queue), max(0, capacity - kept)))]
-        self.entries = self.entries + fresh
+    def _refill(self, queue: Queue, capacity: int, batch: _Batch | None) -> _Batch | None:
+        """The unfinished rows, then fresh ones, then padding that nobody looks at; None when all is done."""
+        keep = torch.zeros(0, dtype=torch.int64)
+        if batch is not None:
+            keep = (~self.view.book["done"] & batch.live).nonzero()[:, 0]
+        fresh = [queue.popleft() for _ in range(min(len(queue), max(0, capacity - len(keep))))]
+        self.entries = [self.entries[i] for i in keep.tolist()] + fresh
         total = len(self.entries)
-        if not total:
-            return
         filler = padded(total) - total
-        parts_rows, parts_state, parts_book = [], [], []
-        if keep is not None and kept:
-            where = torch.cat([keep, keep[-1:].expand(filler if not fresh else 0)])
-            parts_rows.append(self.rows.pick(where))
-            parts_state.append({k: v[where] for k, v in self.state.items()})
-            parts_book.append({k: v[where] for k, v in self.view.book.items()})
+        parts: list[tuple[Rows, State, State]] = []
+        if batch is not None and len(keep):
+            where = keep if fresh else torch.cat([keep, keep[-1:].expand(filler)])
+            parts.append((batch.rows.pick(where), _pick(batch.state, where), _pick(self.view.book, where)))
         if fresh:
             rows = self._rows(fresh + [fresh[-1]] * filler)
             self.view.rows, self.view.book = rows, self.view.open(rows)
-            parts_state.append(self.attack.init(rows, self.view, self.threat))
-            parts_rows.append(rows)
-            parts_book.append(self.view.book)
-        self.rows = Rows.join(parts_rows) if len(parts_rows) > 1 else parts_rows[0]
-        self.state, book = _join(parts_state), _join(parts_book)
-        count = torch.arange(len(self.rows), device=self.classifier.device)
-        self.live, self.places = count < total, count
-        book["done"] = book["done"] | ~self.live
-        self.view.rows, self.view.book = self.rows, book
+            state = self.attack.init(rows, self.view, self.threat)
+            parts.append((rows, state, self.view.book))
+        if not parts:
+            return None
+        rows = Rows.join([part[0] for part in parts])
+        live = torch.arange(len(rows), device=rows.x.device) < total
+        book = _join([part[2] for part in parts])
+        book["done"] = book["done"] | ~live
+        self.view.rows, self.view.book = rows, book
+        return _Batch(rows, _join([part[1] for part in parts]), live)
 
     def _rows(self, entries: list[tuple[int, int]]) -> Rows:
         device, samples = self.classifier.device, self.samples
@@ -203,11 +214,11 @@ class Driver:
         parts = [samples.index[at], attempt, samples.images(at), y, target, samples.eps[at], key, torch.zeros_like(attempt)]
         return Rows(*(part.to(device) for part in parts))
 
-    def _settle(self, queue: deque[tuple[int, int]], where: Tensor) -> None:
-        """Judge the candidates of finished rows; deliver broken samples, requeue those with attempts left."""
-        rows, book = self.rows.pick(where), {k: v[where] for k, v in self.view.book.items()}
+    def _settle(self, queue: Queue, rows: Rows, over: Tensor) -> None:
+        """Judge the candidates of finished rows; deliver samples that are through, requeue those with attempts left."""
+        book = _pick(self.view.book, over)
         p, verified, size, logits = self._verdict(rows, book)
-        entries = [self.entries[i] for i in self.places[where].tolist()]
+        entries = [self.entries[i] for i in over.nonzero()[:, 0].tolist()]
         at = torch.tensor([e[0] for e in entries])
         self.spent[0].index_add_(0, at, book["queries"].cpu() + 1)
         self.spent[1].index_add_(0, at, book["gradients"].cpu())
@@ -234,6 +245,10 @@ class Driver:
             again = self.judge.confirm(rows.x[older], rows.y[older], rows.target[older], p[older], rows.eps[older])
             verified, size, logits = (a.index_copy(0, older, b) for a, b in zip((verified, size, logits), again))
         return p, verified, size, logits
+
+
+def _pick(state: State, where: Tensor) -> State:
+    return {k: v[where] for k, v in state.items()}
 
 
 def _join(parts: list[State]) -> State:
@@ -279,7 +294,8 @@ def attack_images(
     Driver(attack, judge, seed=seed, stop=stop, batch_size=batch_size).run(samples, found.append)
 
     adversarial, size = x.clone(), torch.where(correct, torch.inf, 0.0).double()
-    success, queries, gradients = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
+    success = torch.zeros(count, dtype=torch.bool)
+    queries, gradients = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
     parameters = threat.zero(x).cpu()
     if found:
         all_found = Outcome.join(found)
@@ -289,4 +305,4 @@ def attack_images(
         shown = all_found.success | (stop == "never")
         parameters[where[shown]] = all_found.parameters[shown]
         adversarial[where[shown].to(x.device)] = threat.apply(x[where[shown].to(x.device)], all_found.parameters[shown].to(x.device))
-    return Result(adversarial, success.to(x.device), size.to(x.device), queries.to(x.device), gradients.to(x.device), parameters.to(x.device))
+    return Result(adversarial, *(part.to(x.device) for part in (success, size, queries, gradients, parameters)))

@@ -6,6 +6,7 @@ run early, what is finished is stored, the bracket so far is valid, and the same
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustkit import registry, witnesses
+from robustkit import witnesses
 from robustkit.classifier import Classifier, pick_device
 from robustkit.clock import Clock, seconds
 from robustkit.data import Data, as_data, load_data
@@ -29,11 +30,12 @@ from robustkit.evidence import Evidence
 from robustkit.goals import Goal
 from robustkit.judge import Judge
 from robustkit.models import load_model
+from robustkit.models.weights import state_digest
 from robustkit.numerics import margins, padded
 from robustkit.plan import Stage, make_plan
 from robustkit.spec import digest, number_text
 from robustkit.stages import Bench
-from robustkit.store import UNIT, Store, canonical_json
+from robustkit.store import UNIT, Store, canonical_json, write_atomic
 from robustkit.summary import environment, stage_rows, summarise
 from robustkit.threats import Threat, load_threat
 from robustkit.threats.base import exact
@@ -141,9 +143,7 @@ def evaluate(
         raise unknown("labels", labels, ("given", "predicted"))
     budgets = sorted({exact(e) for e in eps}) if eps else [threat_.eps]
     threat_ = threat_.at(max(budgets))
-    stages = make_plan(
-        threat_, budgets, suite=suite, attacks=attacks, certifiers=certifiers, curve=curve, certify_radius=certify_radius
-    )
+    stages = make_plan(threat_, budgets, suite=suite, attacks=attacks, certifiers=certifiers, curve=curve, certify_radius=certify_radius)
     limit = seconds(time_limit)
     images = _data(DEFAULT_DATA if data is None else data, data_root)
     classifier = load_model(DEFAULT_MODEL if model is None else model, device=pick_device(device), allow_code=allow_code)
@@ -232,8 +232,8 @@ class _Run:
         evaluation = self._finish(status if failure is None else "incomplete", report)
         if failure is not None:
             self._status("failed")
-            message = f"a stage failed ({type(failure).__name__}: {failure}); everything finished is saved in {self.store.folder}, and the same command resumes"
-            raise RobustkitError(message) from failure
+            saved = f"everything finished is saved in {self.store.folder}, and the same command resumes"
+            raise RobustkitError(f"a stage failed ({type(failure).__name__}: {failure}); {saved}") from failure
         return evaluation
 
     def _clean(self) -> None:
@@ -264,9 +264,8 @@ class _Run:
         if self.judge.goal.targeted:
             correct = correct & (predicted != targets)
         confidence = logits.double().softmax(1).gather(1, label[:, None])[:, 0]
-        evidence = Evidence(
-            data.index.numpy(), label.numpy(), predicted.numpy(), confidence.numpy(), -margins(logits, label).double().numpy(), correct.numpy()
-        )
+        margin = -margins(logits, label).double()
+        evidence = Evidence(data.index.numpy(), label.numpy(), predicted.numpy(), confidence.numpy(), margin.numpy(), correct.numpy())
         self.bench = Bench(self.judge, data, evidence, self.store, self.clock, self.seed, self.batch_size, logits, targets)
 
     def _stage(self, stage: Stage) -> None:
@@ -282,9 +281,8 @@ class _Run:
             assert self.bench is not None
             bench = self.bench
             with self.clock.stage("honesty checks", 1):
-                held = Examination(
-                    self.judge, self.data, bench.evidence, bench.logits, bench.targets, self.stages, self.seed, self.batch_size, self.clock.tick
-                ).run()
+                subject = (self.judge, self.data, bench.evidence, bench.logits, bench.targets, self.stages)
+                held = Examination(*subject, self.seed, self.batch_size, self.clock.tick).run()
             self.store.write_json("diagnostics.json", held)
         self.findings = held
 
@@ -297,10 +295,11 @@ class _Run:
         diagnostics = list(self.findings)
         if names:
             message = f"a verified witness lies inside a certified ball of: {', '.join(names)}; these certificates do not count"
-            diagnostics.append({"check": "contradiction", "status": "error", "message": message, "cure": "report this: the certifier or its use is wrong"})
+            cure = "report this: the certifier or its use is wrong"
+            diagnostics.append({"check": "contradiction", "status": "error", "message": message, "cure": cure})
         classifier = judge.classifier
         share = witnesses.eight_bit_share(store, self.stages, evidence, self.data, judge, self.bench.targets)
-        model = {"spec": self.specification["model"]["spec"], "sha256": self.specification["model"]["sha256"], "parameters": classifier.parameters}
+        model = self.specification["model"] | {"parameters": classifier.parameters}
         data: dict[str, Any] = {"spec": self.data.spec, "sha256": self.data.sha256, "n": len(self.data), "digest": self.data.digest}
         data |= {"class_names": list(self.data.class_names)} | ({"note": self.data.note} if self.data.note else {})
         summary = summarise(
@@ -358,8 +357,6 @@ def _model_name(classifier: Classifier) -> str:
 
 def _weights_digest(classifier: Classifier) -> str | None:
     """sha256 of the weights of a module handed over in Python."""
-    from robustkit.models.weights import state_digest
-
     return state_digest(classifier.module) if isinstance(classifier.module, nn.Module) else None
 
 
@@ -370,13 +367,6 @@ def _folder_name(specification: dict[str, Any]) -> str:
 
 
 def _save_columns(store: Store, columns: dict[str, Any]) -> None:
-    import io
-
-    from robustkit.store import write_atomic
-
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **columns)
     write_atomic(store.path("samples.npz"), buffer.getvalue())
-
-
-__all__ = ["Evaluation", "certify", "evaluate", "registry"]

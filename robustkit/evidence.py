@@ -67,7 +67,7 @@ class Evidence:
 
     def proved(self, at: Ints, radius: Floats, guarantee: str, stage: int) -> None:
         """Closed balls of the given radii proven free of errors at positions `at`."""
-        kind, held = self.proofs.setdefault(stage, (guarantee_class(guarantee), np.full(len(self), -np.inf)))
+        _, held = self.proofs.setdefault(stage, (guarantee_class(guarantee), np.full(len(self), -np.inf)))
         np.maximum.at(held, at, radius)
 
     def contradicted(self) -> list[int]:

@@ -56,6 +56,8 @@ class Rows:
     @staticmethod
     def join(parts: list[Rows]) -> Rows:
         """All rows of several groups, in order."""
+        if len(parts) == 1:
+            return parts[0]
         return Rows(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Rows)})
 
 
@@ -125,6 +127,8 @@ class Attack(Method):
     """
 
     access: ClassVar[Literal["gradient", "score", "decision"]] = "gradient"
+    bounded: ClassVar[bool] = True
+    """Whether all queried points lie within the budget; minimum-norm attacks also look beyond it."""
 
     @property
     @abstractmethod
@@ -145,7 +149,7 @@ class Attack(Method):
 
     @abstractmethod
     def init(self, rows: Rows, view: View, threat: Threat) -> State:
-        """The state of fresh rows; must hold `p`."""
+        """The state of fresh rows; must hold `p`, and may hold `over` (R,) bool for rows that end early."""
 
     @abstractmethod
     def step(self, rows: Rows, state: State, view: View, threat: Threat) -> State:

@@ -172,10 +172,11 @@ class _UnitWriter:
 
     def take(self, outcome: Outcome) -> None:
         """Outcomes of an attack; `at` counts in the stage's work."""
-        number = torch.from_numpy(self.work[outcome.at.numpy()] // UNIT)
-        for one in number.unique().tolist():
-            self.parts.setdefault(one, []).append(outcome.pick(number == one))
-            self._count(one, int((number == one).sum()))
+        number = self.work[outcome.at.numpy()] // UNIT
+        for one in np.unique(number).tolist():
+            mine = outcome.pick(torch.from_numpy(number == one))
+            self.parts.setdefault(one, []).append(mine)
+            self._count(one, len(mine.at))
 
     def certified(self, at: Ints, radius: Any, margin: Any, cost: float) -> None:
         """Radii and margins of a certifier."""

@@ -124,7 +124,8 @@ def write_rows(path: Path, shapes: Mapping[str, tuple[tuple[int, ...], str]], pa
         parts: arrays of consecutive rows for every name.
     """
     sizes = {"F32": 4, "F64": 8, "I64": 8}
-    header, at = {}, 0
+    header: dict[str, dict[str, Any]] = {}
+    at = 0
     for name, (shape, kind) in shapes.items():
         size = sizes[kind] * int(np.prod(shape))
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + size]}

@@ -77,6 +77,6 @@ def normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def integers(keys: Tensor, high: int | Tensor) -> Tensor:
-    """(R,) int64 uniform on 0..high-1 (bias below 2^-31 for high up to 2^32)."""
+    """(R,) int64 uniform on 0..high-1, for high up to 2^31 (bias below high / 2^32)."""
     drawn = _shift(bits(keys, 1)[:, 0], 32)
     return (drawn * torch.as_tensor(high, device=keys.device)) >> 32

@@ -25,15 +25,25 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
     "standard": {
         _NORMS: Suite(
             ("ibp",),
-            ("apgd:loss=ce,restarts=1", "apgd:loss=dlr-targeted,restarts=1"),
+            ("apgd:loss=ce,restarts=1", "apgd:loss=dlr-targeted,restarts=1", "fab:steps=100", "square:queries=5000"),
             "pgd:steps=40",
-            "interval bounds, APGD-CE, APGD-T on 9 targets, each on what is still open",
+            "the AutoAttack recipe (APGD-CE, APGD-T, FAB-T, Square) behind interval bounds, each on what is still open",
         )
+    },
+    "black-box": {
+        _NORMS: Suite((), ("square:queries=5000",), "square:queries=500", "scores only, no gradients"),
     },
     "full": {
         _NORMS: Suite(
             ("ibp",),
-            ("pgd:steps=40", "apgd:loss=ce,restarts=5", "apgd:loss=dlr,restarts=5", "apgd:loss=dlr-targeted,restarts=2"),
+            (
+                "pgd:steps=40",
+                "apgd:loss=ce,restarts=5",
+                "apgd:loss=dlr,restarts=5",
+                "apgd:loss=dlr-targeted,restarts=2",
+                "fab:steps=100,restarts=2",
+                "square:queries=10000",
+            ),
             "pgd:steps=100",
             "standard with more restarts and losses, several times its cost",
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from robustkit.classifier import Classifier
 from robustkit.goals import Goal
 from robustkit.methods import Rows, State
-from robustkit.numerics import clear_margin
+from robustkit.numerics import clear_margin, within
 from robustkit.threats import Threat
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -24,8 +24,8 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 class View:
     """Decision access: the class of images. Score and gradient access add to it."""
 
-    def __init__(self, classifier: Classifier, threat: Threat, goal: Goal, keep: str = "first") -> None:
-        self.classifier, self.threat, self.goal, self.keep = classifier, threat, goal, keep
+    def __init__(self, classifier: Classifier, threat: Threat, goal: Goal, keep: str = "first", bounded: bool = True) -> None:
+        self.classifier, self.threat, self.goal, self.keep, self.bounded = classifier, threat, goal, keep, bounded
         self.rows: Rows
         self.book: State = {}
         self.loss: Loss | None = None
@@ -51,6 +51,8 @@ class View:
             return
         margin = self.goal.margin(logits, rows.y, rows.target)
         fresh = (margin >= 2 * clear_margin(logits)) & ~book["done"]
+        if not self.bounded:
+            fresh = fresh & within(self.threat.size(rows.x, p), rows.eps)
         self._keep("candidate", p, fresh)
         book["done"] = book["done"] | fresh
 

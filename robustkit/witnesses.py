@@ -38,7 +38,9 @@ def parameters(store: Store, stages: Sequence[Stage], evidence: Evidence, at: In
     return torch.stack([p for p in found if p is not None]) if found else torch.zeros(0)
 
 
-def in_units(store: Store, stages: Sequence[Stage], evidence: Evidence, data: Data, threat: Threat) -> Iterator[tuple[Ints, Tensor, Tensor, Tensor]]:
+def in_units(
+    store: Store, stages: Sequence[Stage], evidence: Evidence, data: Data, threat: Threat
+) -> Iterator[tuple[Ints, Tensor, Tensor, Tensor]]:
     """(positions, clean, parameters, adversarial images), unit by unit."""
     at = holders(evidence)
     for number in np.unique(at // UNIT):

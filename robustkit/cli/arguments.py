@@ -14,7 +14,7 @@ _EXITS = "exit codes: 0 done, 1 gate failed or contradiction, 2 bad input, 3 mis
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
-        prog="robustkit", description="How robust is an image classifier? certified <= true <= empirical, sample by sample.", epilog=_EXITS
+        prog="robustkit", description="How robust is an image classifier? certified <= true <= empirical, per sample.", epilog=_EXITS
     )
     top.add_argument("--version", action="version", version=f"robustkit {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     one = _command(commands, "evaluate", "bracket a model's robust accuracy with attacks and certificates")
     _subject(one)
     one.add_argument("--suite", default="standard", help="named list of stages (default standard; see: robustkit list suites)")
-    one.add_argument("--attack", action="append", metavar="SPEC", help="replaces the suite, for example pgd:steps=100,restarts=5; repeatable")
+    one.add_argument("--attack", action="append", metavar="SPEC", help="replaces the suite, for example pgd:steps=100; repeatable")
     one.add_argument("--certifier", action="append", metavar="SPEC", help="replaces the suite's certifiers; none for none; repeatable")
     one.add_argument("--goal", default="untargeted", help="untargeted, targeted:next or targeted:random")
     one.add_argument("--labels", default="given", help="given, or predicted: the stability of the model's own answers")
@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
 
     one = _command(commands, "certify", "prove a lower end of the bracket")
     _subject(one)
-    one.add_argument("--method", action="append", metavar="SPEC", help="certifier (default ibp; see: robustkit list certifiers); repeatable")
+    one.add_argument(
+        "--method", action="append", metavar="SPEC", help="certifier (default ibp); repeatable"
+    )
     one.add_argument("--curve", action="store_true", help="search every sample's largest proven radius")
     one.add_argument("--fail-under", type=_share, metavar="SHARE", help="exit 1 when certified accuracy is below this share")
 

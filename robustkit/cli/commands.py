@@ -30,10 +30,10 @@ def certify(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    batch = args.batch_size if args.batch_size == "auto" else int(args.batch_size) if args.batch_size.lstrip("-").isdigit() else args.batch_size
+    given = args.batch_size
     return {
         "eps": args.eps.split(",") if args.eps is not None else None,
-        "batch_size": batch,
+        "batch_size": int(given) if given.lstrip("-").isdigit() else given,
         "device": args.device,
         "seed": args.seed,
         "out": args.out,
@@ -87,7 +87,7 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-def list(args: argparse.Namespace) -> int:  # noqa: A001 - named after the command
+def list(args: argparse.Namespace) -> int:
     """Print what there is of one kind."""
     from robustkit.tables import listing
 
@@ -123,13 +123,13 @@ def show(args: argparse.Namespace) -> int:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Print what works here; exit code 3 when something needed is missing."""
-    from dataclasses import asdict, is_dataclass
+    """Print what works here and what is missing, each with its cure."""
+    from dataclasses import asdict
 
     from robustkit.doctor import examine
     from robustkit.tables import listing
 
-    checks = [asdict(c) if is_dataclass(c) and not isinstance(c, type) else dict(c) for c in examine(args.data_root)]
+    checks = [asdict(check) for check in examine(args.data_root)]
     if args.json:
         print(json.dumps(checks, indent=1))
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustkit.errors import unknown
+from robustkit.errors import BadInput, unknown
 from robustkit.spec import build, parse
 from robustkit.threats.base import Threat
 from robustkit.threats.norms import L2, Linf
@@ -14,10 +14,12 @@ def load_threat(threat: str | Threat) -> Threat:
     """The threat a specification such as `linf:8/255` or `l2:0.5` names; raises BadInput."""
     if isinstance(threat, Threat):
         return threat
+    if not isinstance(threat, str):
+        raise BadInput(f"threat {threat!r}: expected a specification such as 'linf:8/255', or a Threat")
     spec = parse(threat)
     if spec.name not in THREATS:
         raise unknown("threat", spec.name, THREATS)
     return build(THREATS[spec.name], spec, "threat")
 
 
-__all__ = ["L2", "Linf", "Threat", "THREATS", "load_threat"]
+__all__ = ["L2", "THREATS", "Linf", "Threat", "load_threat"]

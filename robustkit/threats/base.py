@@ -17,6 +17,9 @@ from robustkit.spec import Spec, canonical, digest, number
 
 Self = TypeVar("Self", bound="Threat")
 
+LARGEST = 10**6
+"""No image in the box is further than this from another, in any family."""
+
 
 def exact(value: Fraction | str | float | int, what: str = "eps") -> Fraction:
     """A budget as an exact, non-negative fraction; raises BadInput."""
@@ -26,7 +29,17 @@ def exact(value: Fraction | str | float | int, what: str = "eps") -> Fraction:
         raise BadInput(f"{what} = {value!r} is not a number: write for example 0.1 or 8/255") from problem
     if found < 0:
         raise BadInput(f"{what} = {value} is negative: a budget is at least 0, for example 8/255")
+    if found > LARGEST:
+        raise BadInput(f"{what} = {str(value)[:20]} is above {LARGEST}: budgets are in units of the [0,1] box, for example 8/255")
     return found
+
+
+def input_gradient(values: Tensor, leaf: Tensor) -> Tensor:
+    """Gradient of the sum of (R,) values with respect to a leaf; zero where the graph between them is cut."""
+    if not values.requires_grad:
+        return torch.zeros_like(leaf)
+    (found,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+    return torch.zeros_like(leaf) if found is None else found
 
 
 @dataclass(frozen=True)
@@ -104,5 +117,4 @@ class Threat(ABC):
         with torch.enable_grad():
             leaf = p.detach().requires_grad_()
             values = loss(self.apply(x, leaf))
-            (found,) = torch.autograd.grad(values.sum(), leaf)
-        return found, values.detach()
+        return input_gradient(values, leaf), values.detach()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustkit import streams
 from robustkit.numerics import float32_below
-from robustkit.threats.base import Threat
+from robustkit.threats.base import Threat, input_gradient
 
 _HALF_ULP = 2.0**-25
 """The most that rounding x + p to float32 can move a value in [0,1]."""
@@ -46,8 +46,7 @@ class NormThreat(Threat):
         with torch.enable_grad():
             leaf = self.apply(x, p).detach().requires_grad_()
             values = loss(leaf)
-            (found,) = torch.autograd.grad(values.sum(), leaf)
-        return found, values.detach()
+        return input_gradient(values, leaf), values.detach()
 
 
 @dataclass(frozen=True, init=False)
@@ -86,18 +85,20 @@ class L2(NormThreat):
     name = "l2"
 
     def size(self, x: Tensor, p: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(self.change(x, p), dim=1)
+        norm: Tensor = torch.linalg.vector_norm(self.change(x, p), dim=1)
+        return norm
 
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
         p = torch.minimum(torch.maximum(p, -x), 1 - x)
         norm = torch.linalg.vector_norm(p.flatten(1), dim=1, dtype=torch.float64)
         inner = (eps * (1 - 1e-6) - math.sqrt(p[0].numel()) * _HALF_ULP).clamp(min=0)
-        scale = torch.where(norm > inner, inner / norm.clamp(min=1e-30), 1.0)
+        scale = torch.where(norm > inner, inner * (1 - 2e-7) / norm.clamp(min=1e-30), 1.0)
         return p * _column(float32_below(scale), p)
 
     def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp(min=1e-30)
-        return torch.addcmul(p, gradient, _column(length.to(p.dtype) / norm, p))
+        norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)
+        factor = (length / norm.clamp(min=1e-45)).clamp(max=1e38)
+        return torch.addcmul(p, gradient, _column(factor.to(p.dtype), p))
 
     def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
         drawn = streams.normal(streams.child(keys, 0), tuple(x.shape[1:]))

@@ -1,0 +1,124 @@
+"""Fast adaptive boundary attack, targeted form, Croce & Hein 2020, https://arxiv.org/abs/1907.02044.
+
+Looks for the nearest point of another class: steps onto the linearised decision boundary between
+the label and one other class, biased towards the clean image, and moves back towards it whenever
+it has crossed. One gradient a step; the published code also runs a separate forward for every step
+to see whether it has crossed, which here the next gradient's own forward tells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustkit.attacks.losses import margin
+from robustkit.errors import BadInput
+from robustkit.methods import Attack, Rows, State
+from robustkit.numerics import margins
+from robustkit.threats import Threat
+from robustkit.views import GradientView
+
+_ROUNDS = 12
+"""Newton rounds of the projection; it is exact after as many as there are distinct caps met."""
+
+
+@dataclass(frozen=True)
+class FAB(Attack):
+    """Fields: steps across or towards the boundary; targets, the likeliest wrong classes tried in
+    turn; restarts (the first from the clean image, others from a random point at half the budget);
+    alpha, the largest bias to the clean image; overshoot; back, the share kept when moving back."""
+
+    steps: int = 100
+    targets: int = 9
+    restarts: int = 1
+    alpha: float = 0.1
+    overshoot: float = 1.05
+    back: float = 0.9
+
+    name = "fab"
+    positional = ("steps",)
+    threats = ("linf", "l2")
+    paper = "Croce & Hein 2020"
+    bounded = False
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.targets, self.restarts) < 1:
+            raise BadInput(f"fab: steps, targets and restarts are at least 1, found {self.steps}, {self.targets}, {self.restarts}")
+        if not 0 <= self.alpha <= 1 or self.overshoot < 1 or not 0 < self.back < 1:
+            raise BadInput("fab: alpha lies in [0,1], overshoot is at least 1, back lies in (0,1)")
+
+    @property
+    def iterations(self) -> int:
+        return 2 * self.steps  # a step that crosses the boundary takes a second gradient where it lands
+
+    def attempts(self, classes: int) -> int:
+        return self.restarts * min(self.targets, classes - 1)
+
+    def target(self, logits: Tensor, y: Tensor, attempt: Tensor) -> Tensor:
+        order = logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
+        return order.gather(1, (attempt % min(self.targets, logits.shape[1] - 1))[:, None])[:, 0]
+
+    def init(self, rows: Rows, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
+        start = threat.random(rows.x, rows.eps / 2, rows.key, boundary=True)
+        first = rows.attempt < min(self.targets, (view.classifier.classes or 2) - 1)
+        p = torch.where(_wide(first, start), threat.zero(rows.x), start)
+        never = torch.zeros(len(rows), dtype=torch.bool, device=p.device)
+        return {"p": p, "moved": never, "moves": torch.zeros_like(rows.steps), "over": never}
+
+    def step(self, rows: Rows, state: State, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
+        p = state["p"]
+        crossed = torch.zeros_like(state["moved"])
+
+        def towards(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+            crossed.copy_(margins(logits.detach(), y) > 0)
+            return margin(logits, y, target)
+
+        gradient, value = view.gradient(p, towards)
+        back = state["moved"] & crossed
+        ahead = self._move(rows.x, p, gradient, value, threat.name == "l2")
+        p = torch.where(_wide(back, p), p * self.back, ahead)
+        moves = state["moves"] + ~back
+        return {"p": p, "moved": ~back, "moves": moves, "over": moves > self.steps}
+
+    def _move(self, x: Tensor, p: Tensor, gradient: Tensor, value: Tensor, euclidean: bool) -> Tensor:
+        """Onto the linearised boundary from here and from the clean image, and between the two."""
+        w, here, clean = gradient.flatten(1), (x + p).clamp(0, 1).flatten(1), x.flatten(1)
+        offset = (w * (here - clean)).sum(1)
+        from_here = nearest_on_plane(here, w, value, euclidean)
+        from_clean = nearest_on_plane(clean, w, value - offset, euclidean)
+        order = 2 if euclidean else torch.inf
+        near = torch.linalg.vector_norm(from_here, ord=order, dim=1).clamp(min=1e-8)
+        far = torch.linalg.vector_norm(from_clean, ord=order, dim=1).clamp(min=1e-8)
+        share = (near / (near + far)).clamp(max=self.alpha)[:, None]
+        moved = (here + self.overshoot * from_here) * (1 - share) + (clean + self.overshoot * from_clean) * share
+        ahead: Tensor = (moved.clamp(0, 1) - clean).view_as(p)
+        return ahead
+
+
+def nearest_on_plane(x: Tensor, w: Tensor, value: Tensor, euclidean: bool) -> Tensor:
+    """Smallest step d (R,D) with value + w d = 0 and x + d in the box, in l2 or l_inf.
+
+    Every coordinate moves by min(length x rate, room), rate |w| or 1; the length solves a concave
+    piecewise linear equation by Newton's method from below. Where the plane is out of reach, d goes
+    as far towards it as the box allows.
+    """
+    pull = -torch.sign(value)[:, None] * torch.sign(w)
+    room = torch.where(pull > 0, 1 - x, x)
+    weight = w.abs()
+    rate = weight if euclidean else torch.ones_like(weight)
+    gain = weight * rate
+    goal = value.abs()
+    length = goal / gain.sum(1).clamp(min=1e-30)
+    for _ in range(_ROUNDS):
+        capped = rate * length[:, None] >= room
+        rest = torch.where(capped, 0.0, gain).sum(1)
+        done = torch.where(capped, weight * room, 0.0).sum(1)
+        longer = torch.where(rest > 0, (goal - done) / rest.clamp(min=1e-30), length)
+        length = torch.maximum(length, longer)
+    return pull * torch.minimum(rate * length[:, None], room)
+
+
+def _wide(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
