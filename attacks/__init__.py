@@ -9,12 +9,14 @@ TABLE = {
     "fgsm": "robustkit.attacks.fgsm:FGSM",
     "bim": "robustkit.attacks.bim:BIM",
     "pgd": "robustkit.attacks.pgd:PGD",
+    "mi-fgsm": "robustkit.attacks.mi_fgsm:MIFGSM",
+    "di-fgsm": "robustkit.attacks.di_fgsm:DIFGSM",
     "apgd": "robustkit.attacks.apgd:APGD",
     "fab": "robustkit.attacks.fab:FAB",
     "square": "robustkit.attacks.square:Square",
 }
 
-__all__ = ["APGD", "BIM", "FAB", "FGSM", "PGD", "Square"]
+__all__ = ["APGD", "BIM", "DIFGSM", "FAB", "FGSM", "MIFGSM", "PGD", "Square"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,8 @@ _PUBLIC = {
     "Threat": "robustkit.threats",
     "Linf": "robustkit.threats",
     "L2": "robustkit.threats",
+    "L1": "robustkit.threats",
+    "L0": "robustkit.threats",
     "Attack": "robustkit.methods",
     "Certifier": "robustkit.methods",
     "Result": "robustkit.methods",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.errors import BadInput, Missing
+from robustkit.memory import out_of_memory
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
@@ -20,11 +21,13 @@ def frozen_copy(module: nn.Module) -> nn.Module:
     (torch.func.functional_call gives the same guarantee at a cost in every call.)
     """
     memo: dict[int, Any] = {}
-    for parameter in module.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    for buffer in module.buffers():
-        memo[id(buffer)] = buffer.detach()
     try:
+        for part in module.modules():  # plain attributes too: the older weight and spectral norms keep results there
+            memo |= {id(value): value.detach() for value in vars(part).values() if isinstance(value, Tensor)}
+        for parameter in module.parameters():
+            memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+        for buffer in module.buffers():
+            memo[id(buffer)] = buffer.detach()
         return copy.deepcopy(module, memo).eval()
     except Exception as problem:
         what = f"the model {type(module).__name__} cannot be copied ({problem})"
@@ -39,6 +42,8 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         found = torch.device(device)
     except RuntimeError as problem:
         raise BadInput(f"unknown device {str(device)!r}: expected auto, cpu, cuda or cuda:N") from problem
+    if found.type not in ("cpu", "cuda"):
+        raise BadInput(f"device {str(device)!r} is not supported: expected auto, cpu, cuda or cuda:N")
     if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
         raise Missing(f"device {device} is not here: torch sees {torch.cuda.device_count()} CUDA device(s); use --device cpu")
     return found
@@ -75,19 +80,28 @@ class Classifier:
         self.module = frozen_copy(model) if isinstance(model, nn.Module) else model
         if isinstance(self.module, nn.Module):
             self.module = self.module.to(self.device)
-        self.mean = self._per_channel(mean, 0.0)
-        self.std = self._per_channel(std, 1.0)
+        self.mean = self._per_channel("mean", mean, 0.0)
+        self.std = self._per_channel("std", std, 1.0)
+        if bool((self.std <= 0).any()):
+            raise BadInput(f"std is {self.std.flatten().tolist()}: expected numbers above 0, one per channel")
         self.normalises = mean is not None or std is not None
         self.classes, self.input_shape = classes, input_shape
         self.spec, self.sha256, self.metadata = spec, sha256, dict(metadata or {})
+        self.overwrites = False
+        """Whether the model changes its input in place, found by `check`: it is then fed copies."""
         self.forwards = 0
         """Rows sent forward so far."""
         self.backwards = 0
         """Rows sent backward so far."""
 
-    def _per_channel(self, values: Sequence[float] | None, default: float) -> Tensor:
-        given = [default] if values is None else list(values)
-        return torch.tensor(given, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
+    def _per_channel(self, name: str, values: Sequence[float] | None, default: float) -> Tensor:
+        try:
+            found = torch.tensor([default] if values is None else [float(value) for value in values], device=self.device)
+        except (TypeError, ValueError) as problem:
+            raise BadInput(f"{name} is {values!r}: expected numbers, one per channel") from problem
+        if not len(found) or not bool(torch.isfinite(found).all()):
+            raise BadInput(f"{name} is {values!r}: expected finite numbers, one per channel")
+        return found.float().view(1, -1, 1, 1)
 
     @property
     def parameters(self) -> int:
@@ -101,7 +115,7 @@ class Classifier:
     def forward(self, x: Tensor) -> Tensor:
         """Logits with whatever autograd mode is on; x must be on the device."""
         self.forwards += len(x)
-        logits: Tensor = self.module(self.normalise(x))
+        logits: Tensor = self.module(self.normalise(x.clone() if self.overwrites else x))
         return logits
 
     def logits(self, x: Tensor) -> Tensor:
@@ -115,14 +129,15 @@ class Classifier:
         """Logits computed in float64 where the model allows it, else in float32."""
         if not isinstance(self.module, nn.Module):
             return self.logits(x).double()
-        if not hasattr(self, "_module64"):
-            self._module64 = copy.deepcopy(self.module).double()
+        module = copy.deepcopy(self.module).double()  # made anew: the weights may have been trained further
         with torch.no_grad():
             try:
                 normalised = (x.double() - self.mean.double()) / self.std.double() if self.normalises else x.double()
-                logits: Tensor = self._module64(normalised)
+                logits: Tensor = module(normalised)
                 return logits.double()
-            except RuntimeError:
+            except Exception as problem:
+                if out_of_memory(problem):
+                    raise
                 return self.logits(x).double()
 
     def check(self, x: Tensor, y: Tensor | None = None) -> None:
@@ -132,8 +147,9 @@ class Classifier:
             raise BadInput(f"{takes}, the data has {tuple(x.shape[1:])}: choose data of the model's size")
         if self.mean.shape[1] not in (1, x.shape[1]):
             raise BadInput(f"mean/std have {self.mean.shape[1]} channels, the images {x.shape[1]}: give one value per channel")
+        fed = x.to(self.device, copy=True)
         try:
-            found = self.logits(x)
+            found = self.logits(fed)
         except Exception as problem:  # whatever a user's forward raises is the user's to read, in one line
             why = (str(problem).splitlines() or [type(problem).__name__])[0]
             what = f"the model {self.spec} fails on images of shape {tuple(x.shape[1:])}: {why}"
@@ -145,6 +161,7 @@ class Classifier:
         if self.classes is not None and found.shape[1] != self.classes:
             raise BadInput(f"the model {self.spec} returned {found.shape[1]} logits, expected {self.classes}")
         self.classes = int(found.shape[1])
+        self.overwrites = self.overwrites or not torch.equal(fed, x.to(self.device))
         if y is not None and len(y) and (int(y.max()) >= self.classes or int(y.min()) < 0):
             known = f"the model {self.spec} knows classes 0..{self.classes - 1}"
             raise BadInput(f"labels reach {int(y.max())}, {known}: check that data and model belong together")

@@ -20,6 +20,7 @@ from robustkit.classifier import Classifier, as_classifier, pick_device
 from robustkit.errors import BadInput
 from robustkit.goals import Goal
 from robustkit.judge import Judge
+from robustkit.memory import out_of_memory
 from robustkit.methods import Attack, Result, Rows, State
 from robustkit.numerics import PAD, float_below, padded
 from robustkit.threats import Threat, load_threat
@@ -151,7 +152,7 @@ class Driver:
             try:
                 self._drain(queue, capacity)
             except RuntimeError as problem:
-                if not _out_of_memory(problem) or capacity <= PAD:
+                if not out_of_memory(problem) or capacity <= PAD:
                     raise
                 capacity = padded(capacity // 2)
                 queue.extendleft(reversed(self.entries))
@@ -253,10 +254,6 @@ def _pick(state: State, where: Tensor) -> State:
 
 def _join(parts: list[State]) -> State:
     return parts[0] if len(parts) == 1 else {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
-
-
-def _out_of_memory(problem: BaseException) -> bool:
-    return isinstance(problem, torch.OutOfMemoryError) or "out of memory" in str(problem) or "can't allocate memory" in str(problem)
 
 
 def attack_images(

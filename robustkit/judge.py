@@ -5,6 +5,7 @@ It re-makes every claimed witness from its parameter, and compares sizes exactly
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from robustkit.classifier import Classifier
 from robustkit.goals import Goal
+from robustkit.memory import in_parts
 from robustkit.numerics import clear_margin, exact_mode, margins, pad_rows, padded, within
 from robustkit.threats import Threat
 
@@ -26,8 +28,7 @@ class Judge:
 
     def logits(self, x: Tensor) -> Tensor:
         """(R,K) float32 logits in exact mode, padded so that they do not depend on R."""
-        with exact_mode():
-            return self.classifier.logits(pad_rows(x, padded(len(x))))[: len(x)]
+        return self._padded(self.classifier.logits, x)
 
     def correct(self, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """(R,) bool: all logits finite and the label's strictly highest; near ties redone in float64."""
@@ -35,10 +36,13 @@ class Judge:
         near = torch.isfinite(margin) & (margin.abs() < clear_margin(logits))
         if bool(near.any()):
             where = near.nonzero()[:, 0]
-            with exact_mode():
-                redone = self.classifier.logits64(pad_rows(x[where].to(self.classifier.device), padded(len(where))))[: len(where)]
+            redone = self._padded(self.classifier.logits64, x[where].to(self.classifier.device)).to(margin.device)
             margin = margin.double().index_put((where,), margins(redone, y[where]))
         return margin < 0
+
+    def _padded(self, logits: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        with exact_mode():
+            return in_parts(lambda rows: logits(pad_rows(rows, padded(len(rows))))[: len(rows)], x)
 
     def confirm(self, x: Tensor, y: Tensor, target: Tensor, p: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Check claimed witnesses.

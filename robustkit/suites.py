@@ -19,9 +19,13 @@ class Suite:
 
 
 _NORMS = ("linf", "l2")
+_SPARSE = ("l1", "l0")
 
 SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
-    "quick": {_NORMS: Suite(("ibp",), ("fgsm", "pgd:steps=20"), "pgd:steps=20", "a first look in seconds; not strong enough to report")},
+    "quick": {
+        _NORMS: Suite(("ibp",), ("fgsm", "pgd:steps=20"), "pgd:steps=20", "a first look in seconds; not strong enough to report"),
+        _SPARSE: Suite((), ("pgd:steps=20",), "pgd:steps=20", "a first look in seconds; not strong enough to report"),
+    },
     "standard": {
         _NORMS: Suite(
             ("ibp",),

@@ -43,11 +43,11 @@ class View:
             page |= {"highest": torch.full((count,), -torch.inf, device=device), "last": self.threat.zero(rows.x)}
         return page
 
-    def _see(self, p: Tensor, logits: Tensor) -> None:
-        """Count a forward at p and keep it where it is the row's first adversarial point."""
+    def _see(self, p: Tensor, logits: Tensor | None) -> None:
+        """Count a forward and keep p where it is the row's first adversarial point."""
         book, rows = self.book, self.rows
         book["queries"] = book["queries"] + ~book["done"]
-        if self.keep == "best":
+        if self.keep == "best" or logits is None:
             return
         margin = self.goal.margin(logits, rows.y, rows.target)
         fresh = (margin >= 2 * clear_margin(logits)) & ~book["done"]
@@ -88,20 +88,24 @@ class ScoreView(View):
 class GradientView(ScoreView):
     """Adds input gradients; a gradient is one forward and one backward."""
 
-    def gradient(self, p: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-        """Gradient of the loss with respect to p, and the (R,) loss values at p."""
+    def gradient(self, p: Tensor, loss: Loss, through: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Gradient of the loss with respect to p, and the (R,) loss values at p.
+
+        With `through`, the image passes a differentiable map first; what the model then sees is no
+        candidate, and only counted.
+        """
         rows, kept = self.rows, {}
         self.loss = loss
 
         def objective(image: Tensor) -> Tensor:
-            logits = self.classifier.forward(image)
+            logits = self.classifier.forward(image if through is None else through(image))
             kept["logits"] = logits.detach()
             return loss(logits, rows.y, rows.target)
 
         found, values = self.threat.gradient(rows.x, p, objective)
         self.classifier.backwards += len(rows)
         self.book["gradients"] = self.book["gradients"] + ~self.book["done"]
-        self._see(p, kept["logits"])
+        self._see(p, kept["logits"] if through is None else None)
         if self.keep == "best":
             higher = (values > self.book["highest"]) & ~self.book["done"]
             self._keep("candidate", p, higher)

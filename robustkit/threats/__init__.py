@@ -6,8 +6,9 @@ from robustkit.errors import BadInput, unknown
 from robustkit.spec import build, parse
 from robustkit.threats.base import Threat
 from robustkit.threats.norms import L2, Linf
+from robustkit.threats.sparse import L0, L1
 
-THREATS: dict[str, type[Threat]] = {"linf": Linf, "l2": L2}
+THREATS: dict[str, type[Threat]] = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
 
 
 def load_threat(threat: str | Threat) -> Threat:
@@ -22,4 +23,4 @@ def load_threat(threat: str | Threat) -> Threat:
     return build(THREATS[spec.name], spec, "threat")
 
 
-__all__ = ["L2", "THREATS", "Linf", "Threat", "load_threat"]
+__all__ = ["L0", "L1", "L2", "THREATS", "Linf", "Threat", "load_threat"]

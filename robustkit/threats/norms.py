@@ -15,11 +15,12 @@ from robustkit import streams
 from robustkit.numerics import float32_below
 from robustkit.threats.base import Threat, input_gradient
 
-_HALF_ULP = 2.0**-25
+HALF_ULP = 2.0**-25
 """The most that rounding x + p to float32 can move a value in [0,1]."""
 
 
-def _column(values: Tensor, like: Tensor) -> Tensor:
+def column(values: Tensor, like: Tensor) -> Tensor:
+    """(R,) values with as many dimensions as `like`, to multiply it by."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
@@ -59,20 +60,20 @@ class Linf(NormThreat):
         return self.change(x, p).abs().amax(1)
 
     def _inner(self, eps: Tensor, like: Tensor) -> Tensor:
-        return _column(float32_below((eps - _HALF_ULP).clamp(min=0)), like)
+        return column(float32_below((eps - HALF_ULP).clamp(min=0)), like)
 
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
         inner = self._inner(eps, p)
         return torch.minimum(torch.maximum(p, torch.maximum(-x, -inner)), torch.minimum(1 - x, inner))
 
     def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
-        return torch.addcmul(p, gradient.sign(), _column(length.to(p.dtype), p))
+        return torch.addcmul(p, gradient.sign(), column(length.to(p.dtype), p))
 
     def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
         drawn = streams.uniform(keys, tuple(x.shape[1:])) * 2 - 1
         if boundary:
-            drawn = drawn / _column(drawn.abs().flatten(1).amax(1), drawn)
-        return self.project(x, drawn * _column(eps.to(x.dtype), x), eps)
+            drawn = drawn / column(drawn.abs().flatten(1).amax(1), drawn)
+        return self.project(x, drawn * column(eps.to(x.dtype), x), eps)
 
     def unbounded(self, shape: tuple[int, ...]) -> Fraction:
         return Fraction(1)
@@ -91,14 +92,14 @@ class L2(NormThreat):
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
         p = torch.minimum(torch.maximum(p, -x), 1 - x)
         norm = torch.linalg.vector_norm(p.flatten(1), dim=1, dtype=torch.float64)
-        inner = (eps * (1 - 1e-6) - math.sqrt(p[0].numel()) * _HALF_ULP).clamp(min=0)
+        inner = (eps * (1 - 1e-6) - math.sqrt(p[0].numel()) * HALF_ULP).clamp(min=0)
         scale = torch.where(norm > inner, inner * (1 - 2e-7) / norm.clamp(min=1e-30), 1.0)
-        return p * _column(float32_below(scale), p)
+        return p * column(float32_below(scale), p)
 
     def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)
         factor = (length / norm.clamp(min=1e-45)).clamp(max=1e38)
-        return torch.addcmul(p, gradient, _column(factor.to(p.dtype), p))
+        return torch.addcmul(p, gradient, column(factor.to(p.dtype), p))
 
     def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
         drawn = streams.normal(streams.child(keys, 0), tuple(x.shape[1:]))
@@ -106,7 +107,7 @@ class L2(NormThreat):
         if not boundary:
             length = length * streams.uniform(streams.child(keys, 1), (1,))[:, 0] ** (1 / x[0].numel())
         norm = torch.linalg.vector_norm(drawn.flatten(1), dim=1)
-        return self.project(x, drawn * _column(length / norm, x), eps)
+        return self.project(x, drawn * column(length / norm, x), eps)
 
     def unbounded(self, shape: tuple[int, ...]) -> Fraction:
         return Fraction(math.isqrt(math.prod(shape)) + 1)

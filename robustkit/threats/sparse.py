@@ -1,0 +1,102 @@
+"""Sparse additive perturbations: the l1 ball, and at most eps changed pixels (l0)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from robustkit import streams
+from robustkit.numerics import float32_below
+from robustkit.threats.norms import HALF_ULP, NormThreat, column
+
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True, init=False)
+class L1(NormThreat):
+    """The sum of absolute changes is at most eps, in units of the [0,1] box.
+
+    The projection is the exact one onto the ball intersected with the box (Croce & Hein 2021,
+    https://arxiv.org/abs/2103.01208): a soft threshold, then the clip, the threshold found by bisection.
+    """
+
+    name = "l1"
+
+    def size(self, x: Tensor, p: Tensor) -> Tensor:
+        return self.change(x, p).abs().sum(1)
+
+    def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
+        room = torch.where(p > 0, 1 - x, x).flatten(1)
+        length = p.abs().flatten(1)
+        inner = (eps * (1 - 1e-6) - length.shape[1] * HALF_ULP).clamp(min=0)
+        total = torch.minimum(length, room).sum(1, dtype=torch.float64)
+        low, high = torch.zeros_like(inner), length.amax(1).double()
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            kept = torch.minimum((length - middle[:, None].to(length.dtype)).clamp(min=0), room).sum(1, dtype=torch.float64)
+            over = kept > inner
+            low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+        cut = torch.where(total > inner, high, 0.0)[:, None].to(length.dtype)
+        shrunk = torch.minimum((length - cut).clamp(min=0), room)
+        scale = (inner / shrunk.sum(1, dtype=torch.float64).clamp(min=1e-30)).clamp(max=1)
+        return (p.sign().flatten(1) * shrunk * float32_below(scale)[:, None]).view_as(p)
+
+    def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
+        """Along the largest 5 % of the gradient's values that the box lets move, with equal lengths.
+
+        The steepest direction proper has a single coordinate, far too slow for networks.
+        """
+        flat = gradient.flatten(1)
+        count = max(1, flat.shape[1] // 20)
+        limit = flat.abs().topk(count, dim=1).values[:, -1:]
+        chosen = (flat.abs() >= limit) & (flat != 0)
+        direction = (flat.sign() * chosen / chosen.sum(1, keepdim=True).clamp(min=1)).view_as(p)
+        return torch.addcmul(p, direction, column(length.to(p.dtype), p))
+
+    def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
+        drawn = streams.normal(streams.child(keys, 0), tuple(x.shape[1:]))
+        length = eps.to(x.dtype)
+        if not boundary:
+            length = length * streams.uniform(streams.child(keys, 1), (1,))[:, 0]
+        return self.project(x, drawn * column(length / drawn.abs().flatten(1).sum(1), x), eps)
+
+    def unbounded(self, shape: tuple[int, ...]) -> Fraction:
+        return Fraction(math.prod(shape) + 1)
+
+
+@dataclass(frozen=True, init=False)
+class L0(NormThreat):
+    """At most eps pixels change, all their channels freely within the box."""
+
+    name = "l0"
+
+    def size(self, x: Tensor, p: Tensor) -> Tensor:
+        change = (self.apply(x, p) != x).any(1)
+        return change.flatten(1).sum(1).double()
+
+    def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
+        p = torch.minimum(torch.maximum(p, -x), 1 - x)
+        weight = p.square().sum(1).flatten(1)
+        rank = weight.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        kept = (rank < eps.floor()[:, None]).view(len(p), 1, *p.shape[2:])
+        return p * kept
+
+    def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
+        """Along the gradient over its l1 norm (Croce & Hein 2019, https://arxiv.org/abs/1909.05040).
+
+        The length counts pixels, spread over a twentieth of all values: shorter steps would be cut
+        off by the projection before a new pixel can take the place of an old one.
+        """
+        norm = gradient.flatten(1).abs().mean(1).clamp(min=1e-30) * 20
+        return torch.addcmul(p, gradient, column(length.to(p.dtype) / norm, p))
+
+    def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
+        drawn = streams.uniform(keys, tuple(x.shape[1:]))
+        return self.project(x, drawn - x, eps)
+
+    def unbounded(self, shape: tuple[int, ...]) -> Fraction:
+        return Fraction(math.prod(shape[1:]))
