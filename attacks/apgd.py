@@ -54,9 +54,9 @@ class APGD(Attack):
         return self.steps
 
     @cached_property
-    def checkpoints(self) -> dict[int, int]:
-        """Step number -> steps since the previous checkpoint, the published schedule."""
-        found, period, at = {}, max(int(0.22 * self.steps), 1), 0
+    def checkpoints(self) -> Tensor:
+        """(steps+1,) int64: at a checkpoint the steps since the one before, else 0; the published schedule."""
+        found, period, at = torch.zeros(self.steps + 1, dtype=torch.int64), max(int(0.22 * self.steps), 1), 0
         while at + period <= self.steps:
             at += period
             found[at] = period
@@ -115,9 +115,7 @@ class APGD(Attack):
 
     def _checkpoint(self, steps: Tensor, state: State) -> Tensor | None:
         """Halve the step length of rows that stand at a checkpoint and have stalled; who did, if any."""
-        period = torch.zeros_like(steps)
-        for at, length in self.checkpoints.items():
-            period = torch.where(steps == at, length, period)
+        period = self.checkpoints.to(steps.device)[steps.clamp(max=self.steps)]
         here = period > 0
         if not here.is_cuda and not bool(here.any()):
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from robustkit.attacks.losses import LOSSES
+from robustkit.attacks.losses import LOSSES, check_classes
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
 from robustkit.threats import Threat
@@ -25,6 +25,10 @@ class FGSM(Attack):
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise BadInput(f"fgsm: unknown loss {self.loss!r}: known: {', '.join(LOSSES)}")
+
+    def attempts(self, classes: int) -> int:
+        check_classes(self.loss, classes)
+        return 1
 
     def init(self, rows: Rows, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
         return {"p": threat.zero(rows.x)}

@@ -58,13 +58,15 @@ def _margin(bound: Bound, x: Tensor, y: Tensor, eps: Tensor) -> Tensor:
 def largest_radius(
     bound: Bound, x: Tensor, y: Tensor, low: Tensor, high: Tensor, rounds: int = 12, *, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The largest radius a bisection finds a proof for, per sample: valid, not maximal.
+    """The largest radius that a search finds a proof for, per sample: valid, not maximal.
+
+    Rounds halve the bracket and interpolate its margins in turn.
 
     Args:
         bound, x, y, scale: as in `prove`.
         low: (R,) float64, tried first; a sample unproven there is given up.
         high: (R,) float64 finite, never tried itself: the smallest known witness, or the whole box.
-        rounds: halvings of [low, high].
+        rounds: radii tried between them.
     Returns:
         radius (R,) float64, -inf where not even `low` is proven (0 is a radius like any other), and
         the margin (R,) float64 proven there.
@@ -73,15 +75,18 @@ def largest_radius(
         raise BadInput("radius search: expected low <= high < inf for every sample, and at least 0 rounds")
     proven, margin = prove(bound, x, y, low, scale=scale)
     best, bad = torch.where(proven, low, -torch.inf), high.clone()
+    short = torch.full_like(margin, -torch.inf)  # the margin at `bad`, once it is known
     alive = proven.nonzero()[:, 0]
-    for _ in range(rounds):
+    for number in range(rounds):
         if not len(alive):
             break
-        middle = (best[alive] + bad[alive]) / 2
-        proven, found = prove(bound, x[alive], y[alive], middle, scale=None if scale is None else scale[alive])
-        best[alive] = torch.where(proven, middle, best[alive])
-        margin[alive] = torch.where(proven, found, margin[alive])
-        bad[alive] = torch.where(proven, bad[alive], middle)
+        share = torch.full_like(best[alive], 0.5)
+        if number % 2:  # where a straight line through both margins would cross zero
+            share = torch.where(torch.isfinite(short[alive]), margin[alive] / (margin[alive] - short[alive]), share)
+        probe = best[alive] + share.clamp(0.01, 0.99) * (bad[alive] - best[alive])
+        proven, found = prove(bound, x[alive], y[alive], probe, scale=None if scale is None else scale[alive])
+        best[alive], bad[alive] = torch.where(proven, probe, best[alive]), torch.where(proven, bad[alive], probe)
+        margin[alive], short[alive] = torch.where(proven, found, margin[alive]), torch.where(proven, short[alive], found)
     return best, margin
 
 

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from robustkit import streams
 from robustkit.classifier import Classifier, as_classifier, pick_device
-from robustkit.errors import BadInput
+from robustkit.errors import BadInput, unknown
 from robustkit.goals import Goal
 from robustkit.judge import Judge
 from robustkit.memory import out_of_memory
 from robustkit.methods import Attack, Result, Rows, State
 from robustkit.numerics import PAD, float_below, padded
 from robustkit.threats import Threat, load_threat
-from robustkit.views import VIEWS, GradientView
+from robustkit.views import VIEWS
 
 Stop = Literal["first", "never"]
 BatchSize = int | Literal["auto"]
@@ -126,6 +126,8 @@ class Driver:
     ) -> None:
         check_batch(batch_size)
         attack.accepts(judge.threat)
+        if stop == "never" and not attack.bounded:
+            raise BadInput(f"{attack.name} looks beyond the budget: stop='never' needs an attack that stays within it")
         self.attack, self.judge, self.seed, self.stop, self.batch_size = attack, judge, seed, stop, batch_size
         self.threat, self.classifier = judge.threat, judge.classifier
         keep = "best" if stop == "never" else "first"
@@ -143,6 +145,7 @@ class Driver:
             return
         self.samples, self.deliver = samples, deliver
         self.spent = torch.zeros(2, len(samples), dtype=torch.int64)
+        self.best: dict[int, tuple[tuple[bool, float], Outcome]] = {}
         self.attempts = self.attack.attempts(samples.logits.shape[1])
         shape = tuple(samples.images(torch.tensor([0])).shape[1:])
         capacity = auto_batch(shape, self.classifier.device) if self.batch_size == "auto" else padded(self.batch_size)
@@ -191,10 +194,12 @@ class Driver:
             where = keep if fresh else torch.cat([keep, keep[-1:].expand(filler)])
             parts.append((batch.rows.pick(where), _pick(batch.state, where), _pick(self.view.book, where)))
         if fresh:
-            rows = self._rows(fresh + [fresh[-1]] * filler)
+            count = len(fresh) + filler
+            rows = self._rows(fresh + [fresh[-1]] * (padded(count) - len(fresh)))
             self.view.rows, self.view.book = rows, self.view.open(rows)
             state = self.attack.init(rows, self.view, self.threat)
-            parts.append((rows, state, self.view.book))
+            where = torch.arange(count, device=rows.x.device)
+            parts.append((rows.pick(where), _pick(state, where), _pick(self.view.book, where)))
         if not parts:
             return None
         rows = Rows.join([part[0] for part in parts])
@@ -218,34 +223,50 @@ class Driver:
     def _settle(self, queue: Queue, rows: Rows, over: Tensor) -> None:
         """Judge the candidates of finished rows; deliver samples that are through, requeue those with attempts left."""
         book = _pick(self.view.book, over)
-        p, verified, size, logits = self._verdict(rows, book)
+        p, verified, size, logits, loss = self._verdict(rows, book)
         entries = [self.entries[i] for i in over.nonzero()[:, 0].tolist()]
         at = torch.tensor([e[0] for e in entries])
-        self.spent[0].index_add_(0, at, book["queries"].cpu() + 1)
+        self.spent[0].index_add_(0, at, book["queries"].cpu())
         self.spent[1].index_add_(0, at, book["gradients"].cpu())
-        last = verified.cpu() | torch.tensor([e[1] + 1 >= self.attempts for e in entries])
+        judged = [part.cpu() for part in (verified, size, p, logits.argmax(1))]
+        found = Outcome(*[at, *judged, self.spent[0][at], self.spent[1][at]])
+        last = torch.tensor([e[1] + 1 >= self.attempts for e in entries])
+        if self.stop == "first":
+            last = last | found.success
+        elif self.attempts > 1:
+            found = self._best(found, loss.tolist())
         queue.extend((a, attempt + 1) for (a, attempt), through in zip(entries, last.tolist()) if not through)
         if bool(last.any()):
-            found = [verified.cpu(), size.cpu(), p.cpu(), logits.argmax(1).cpu(), self.spent[0][at], self.spent[1][at]]
-            self.deliver(Outcome(at[last], *(part[last] for part in found)))
+            self.deliver(found.pick(last))
             self.tick(int(last.sum()))
 
-    def _verdict(self, rows: Rows, book: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Candidates p with the Judge's (verified, size, logits); keep="best" weighs the last point too."""
-        if self.stop == "first":
-            p = book["candidate"]
-            return p, *self.judge.confirm(rows.x, rows.y, rows.target, p, rows.eps)
-        p = book["last"]
+    def _verdict(self, rows: Rows, book: State) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Candidates p with the Judge's (verified, size, logits) and their loss; stop="never" weighs the last point too."""
+        first = self.stop == "first"
+        p = book["candidate" if first else "last"]
         verified, size, logits = self.judge.confirm(rows.x, rows.y, rows.target, p, rows.eps)
-        loss = self.view.loss if isinstance(self.view, GradientView) else None
-        if loss is None:
-            return p, verified, size, logits
-        older = (book["highest"] > loss(logits, rows.y, rows.target)).nonzero()[:, 0]
+        book["queries"] = book["queries"] + 1
+        if first:
+            return p, verified, size, logits, torch.zeros_like(size)
+        loss = self.view.loss(logits, rows.y, rows.target)
+        older = (book["highest"] > loss).nonzero()[:, 0]
         if len(older):
             p = p.index_copy(0, older, book["candidate"][older])
             again = self.judge.confirm(rows.x[older], rows.y[older], rows.target[older], p[older], rows.eps[older])
             verified, size, logits = (a.index_copy(0, older, b) for a, b in zip((verified, size, logits), again))
-        return p, verified, size, logits
+            loss = loss.index_copy(0, older, book["highest"][older])
+            book["queries"][older] += 1
+        return p, verified, size, logits, loss
+
+    def _best(self, found: Outcome, losses: list[float]) -> Outcome:
+        """Each sample's best attempt so far (a verified one, then the highest loss), with what all of them cost."""
+        best = []
+        for i, (at, loss) in enumerate(zip(found.at.tolist(), losses)):
+            rank, one = (bool(found.success[i]), loss), found.pick(torch.tensor([i]))
+            if at not in self.best or rank > self.best[at][0]:
+                self.best[at] = rank, one
+            best.append(replace(self.best[at][1], queries=one.queries, gradients=one.gradients))
+        return Outcome.join(best)
 
 
 def _pick(state: State, where: Tensor) -> State:
@@ -273,13 +294,18 @@ def attack_images(
     """Run one attack on images held in memory; see Attack.__call__."""
     from robustkit.data import check_images
 
-    check_images(x, y)
+    check_batch(batch_size)
+    if stop not in get_args(Stop):
+        raise unknown("stop", str(stop), get_args(Stop))
+    x, labels = check_images(x, y)
+    if labels is None:
+        raise BadInput("an attack needs labels: expected y (N,), one class number per image")
     classifier = model if isinstance(model, Classifier) else as_classifier(model, device=pick_device(device))
     threat = load_threat(threat)
     judge = Judge(classifier, threat, Goal(goal))
     count = len(x)
-    y, index = y.cpu().long(), torch.arange(count) if index is None else index.cpu().long()
-    step = auto_batch(tuple(x.shape[1:]), classifier.device) if batch_size == "auto" else padded(int(batch_size))
+    y, index = labels.cpu(), torch.arange(count) if index is None else index.cpu().long()
+    step = auto_batch(tuple(x.shape[1:]), classifier.device) if batch_size == "auto" else padded(batch_size)
     classifier.check(x[:1], y)
     logits = torch.cat([judge.logits(x[i : i + step]).cpu() for i in range(0, count, step)])
     target = judge.goal.targets(y, index, logits.shape[1], seed)

@@ -7,6 +7,7 @@ loss), so attacks never handle success themselves and none is lost on the way.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,11 +25,14 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 class View:
     """Decision access: the class of images. Score and gradient access add to it."""
 
+    by_margin: ClassVar[bool] = True
+    """With keep="best", whether points are weighed by the goal's margin; else by the attack's own loss."""
+
     def __init__(self, classifier: Classifier, threat: Threat, goal: Goal, keep: str = "first", bounded: bool = True) -> None:
         self.classifier, self.threat, self.goal, self.keep, self.bounded = classifier, threat, goal, keep, bounded
         self.rows: Rows
         self.book: State = {}
-        self.loss: Loss | None = None
+        self.loss: Loss = goal.margin
 
     def open(self, rows: Rows) -> State:
         """A fresh page of the book for new rows."""
@@ -60,6 +64,13 @@ class View:
         if where.is_cuda or bool(where.any()):
             self.book[name] = torch.where(where.view(-1, *[1] * (p.dim() - 1)), p, self.book[name])
 
+    def _weigh(self, p: Tensor, values: Tensor) -> None:
+        """With keep="best": p is the candidate where its loss is the row's highest so far."""
+        if self.keep == "best":
+            higher = (values > self.book["highest"]) & ~self.book["done"]
+            self._keep("candidate", p, higher)
+            self.book["highest"] = torch.where(higher, values, self.book["highest"])
+
     def finish(self, p: Tensor, over: Tensor) -> None:
         """Rows `over` end here: their last point is the candidate where nothing was found before."""
         ending = over & ~self.book["done"]
@@ -68,8 +79,10 @@ class View:
 
     def _forward(self, p: Tensor) -> Tensor:
         with torch.no_grad():
-            logits = self.classifier.forward(self.threat.apply(self.rows.x, p))
+            logits = self.classifier.search(self.threat.apply(self.rows.x, p))
         self._see(p, logits)
+        if self.by_margin:
+            self._weigh(p, self.goal.margin(logits, self.rows.y, self.rows.target))
         return logits
 
     def decisions(self, p: Tensor) -> Tensor:
@@ -88,6 +101,8 @@ class ScoreView(View):
 class GradientView(ScoreView):
     """Adds input gradients; a gradient is one forward and one backward."""
 
+    by_margin = False
+
     def gradient(self, p: Tensor, loss: Loss, through: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Gradient of the loss with respect to p, and the (R,) loss values at p.
 
@@ -98,7 +113,7 @@ class GradientView(ScoreView):
         self.loss = loss
 
         def objective(image: Tensor) -> Tensor:
-            logits = self.classifier.forward(image if through is None else through(image))
+            logits = self.classifier.search(image if through is None else through(image))
             kept["logits"] = logits.detach()
             return loss(logits, rows.y, rows.target)
 
@@ -106,10 +121,8 @@ class GradientView(ScoreView):
         self.classifier.backwards += len(rows)
         self.book["gradients"] = self.book["gradients"] + ~self.book["done"]
         self._see(p, kept["logits"] if through is None else None)
-        if self.keep == "best":
-            higher = (values > self.book["highest"]) & ~self.book["done"]
-            self._keep("candidate", p, higher)
-            self.book["highest"] = torch.where(higher, values, self.book["highest"])
+        if through is None:
+            self._weigh(p, values)
         return found.nan_to_num_(0.0, 0.0, 0.0), values
 
 
