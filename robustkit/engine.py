@@ -29,10 +29,11 @@ from robustkit.errors import BadInput, OutOfTime, RobustkitError, unknown
 from robustkit.evidence import Evidence
 from robustkit.goals import Goal
 from robustkit.judge import Judge
+from robustkit.methods import Attack, Certifier
 from robustkit.models import load_model
 from robustkit.models.weights import state_digest
 from robustkit.numerics import margins, padded
-from robustkit.plan import Stage, make_plan
+from robustkit.plan import Stage, make_plan, without
 from robustkit.spec import digest, number_text
 from robustkit.stages import Bench
 from robustkit.store import UNIT, Store, canonical_json, write_atomic
@@ -148,11 +149,7 @@ def evaluate(
     images = _data(DEFAULT_DATA if data is None else data, data_root)
     classifier = load_model(DEFAULT_MODEL if model is None else model, device=pick_device(device), allow_code=allow_code)
     classifier.check(images.images(slice(0, 1)), images.y)
-    for stage in stages:
-        if stage.kind == "certifier":
-            stage.method.bind(classifier, threat_)  # type: ignore[union-attr]
-        else:
-            stage.method.attempts(classifier.classes or 0)  # type: ignore[union-attr]
+    stages, refused = _fitting(stages, classifier, threat_, images.images(slice(0, 1)))
 
     specification = {
         "model": {"spec": _model_name(classifier), "sha256": classifier.sha256 or _weights_digest(classifier)},
@@ -170,7 +167,7 @@ def evaluate(
         extra = {"status": "running", "environment": environment(classifier.device), "command": command}
         store.bind(specification, extra)
         run = _Run(classifier, images, threat_, goal_, labels, budgets, stages, seed, batch_size, store, Clock(limit, progress))
-        run.specification, run.extra = specification, extra
+        run.specification, run.extra, run.refused = specification, extra, refused
         return run.work(report)
 
 
@@ -181,11 +178,34 @@ def certify(model: Any = None, data: Any = None, threat: Any = None, *, method: 
     return evaluate(model, data, threat, attacks=["none"], certifiers=methods, certify_radius=radius, **options)
 
 
+def _fitting(stages: list[Stage], classifier: Classifier, threat: Threat, x: Tensor) -> tuple[list[Stage], dict[str, str]]:
+    """The stages that can work on this model, tried on one image x, and why a suite's certifiers cannot.
+
+    What the user asked for by name has to fit: its BadInput is raised here, before the work begins.
+    """
+    refused: dict[str, str] = {}
+    for stage in stages:
+        method = stage.method
+        if isinstance(method, Attack):
+            method.attempts(classifier.classes or 0)
+            continue
+        if method.name in refused:
+            continue
+        try:
+            method.bind(classifier, threat)(x, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64))
+        except BadInput as problem:
+            if not stage.on_trial:
+                raise
+            refused[method.name] = str(problem)
+    return without(stages, lambda s: s.method.name in refused and isinstance(s.method, Certifier)), refused
+
+
 class _Run:
     """The state of one run while it works."""
 
     specification: dict[str, Any]
     extra: dict[str, Any]
+    refused: dict[str, str]
 
     def __init__(
         self,
@@ -293,6 +313,8 @@ class _Run:
         bad = evidence.contradicted()
         names = tuple(f"{s.number:02d} {s.name}" for s in self.stages if s.number in bad)
         diagnostics = list(self.findings)
+        for name, why in self.refused.items():
+            diagnostics.append({"check": f"certifier {name}", "status": "skipped", "message": why, "cure": ""})
         if names:
             message = f"a verified witness lies inside a certified ball of: {', '.join(names)}; these certificates do not count"
             cure = "report this: the certifier or its use is wrong"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -13,6 +13,7 @@ from robustkit import registry
 from robustkit.evidence import Evidence, Ints
 from robustkit.methods import Attack, Certifier
 from robustkit.spec import number_text
+from robustkit.suites import has_suite
 from robustkit.suites import suite as find_suite
 from robustkit.threats import Threat
 
@@ -72,10 +73,11 @@ def make_plan(
 ) -> list[Stage]:
     """All stages of a run: certifiers, then attacks, each at every budget, smallest first.
 
-    Explicit attacks or certifiers replace the suite's; `["none"]` means none. With `curve` (or
-    `certify_radius`, for certifiers alone) radius stages over all correct samples follow.
+    Explicit attacks replace the suite's attacks, explicit certifiers its certifiers; `["none"]`
+    means none. With `curve` (or `certify_radius`, for certifiers alone) radius stages over all
+    correct samples follow.
     """
-    chosen = find_suite(suite, threat) if attacks is None else None
+    chosen = find_suite(suite, threat) if attacks is None or has_suite(suite, threat) else None
     provers = _methods("certifier", certifiers if certifiers is not None else chosen.certifiers if chosen else ())
     seekers = _methods("attack", attacks if attacks is not None else chosen.attacks if chosen else ())
     stages: list[Stage] = []
@@ -87,9 +89,15 @@ def make_plan(
     if curve or certify_radius:
         stages += [Stage(len(stages) + 1 + i, method, "radius", top) for i, method in enumerate(provers)]
     if curve and seekers:
-        searcher = registry.make("attack", chosen.radius) if chosen else seekers[0]
+        searcher = registry.make("attack", chosen.radius) if chosen and attacks is None else seekers[0]
         stages.append(Stage(len(stages) + 1, searcher, "radius", top))
     return stages
+
+
+def without(stages: Sequence[Stage], refused: Callable[[Stage], bool]) -> list[Stage]:
+    """The stages that are not refused, numbered anew."""
+    kept = [stage for stage in stages if not refused(stage)]
+    return [replace(stage, number=i + 1) for i, stage in enumerate(kept)]
 
 
 def _methods(kind: str, specs: Sequence[str]) -> list[Attack | Certifier]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustkit.driver import Driver, Outcome, Samples
 
-ROUNDS = 12
+ROUNDS = 16
 RELATIVE = 1 / 64
 """The search ends where the interval is shorter than this share of its upper end."""
 

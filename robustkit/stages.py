@@ -60,15 +60,19 @@ class Bench:
     def run(self, stage: Stage, stages: list[Stage]) -> None:
         """Work through one stage; what is finished is stored and counted even if this raises."""
         at = stage.receives(self.evidence)
-        tally = self.tallies[stage.number] = Tally()
-        if stage.on_trial and len(at) > TRIAL:
-            self._positions(stage, at[:TRIAL], Tally())
-            settled = TRIAL - len(np.intersect1d(at[:TRIAL], self.evidence.open_at(stage.eps)))
-            if not pays(stage, settled, TRIAL, self.logits.shape[1], stages):
-                at, tally.note = at[:TRIAL], f"ended after its trial: settled {settled} of {TRIAL}, which does not pay"
-        tally.received = len(at)
-        self._positions(stage, at, tally)
-        tally.complete = True
+        was_open = len(self.evidence.open_at(stage.eps))
+        tally = self.tallies[stage.number] = Tally(received=len(at))
+        try:
+            if stage.on_trial and len(at) > TRIAL:
+                self._positions(stage, at[:TRIAL], Tally())
+                settled = was_open - len(self.evidence.open_at(stage.eps))
+                if not pays(stage, settled, TRIAL, self.logits.shape[1], stages):
+                    at, tally.note = at[:TRIAL], f"ended after its trial: settled {settled} of {TRIAL}, which does not pay"
+            tally.received = len(at)
+            self._positions(stage, at, tally)
+            tally.complete = True
+        finally:
+            tally.settled = was_open - len(self.evidence.open_at(stage.eps))
 
     def _positions(self, stage: Stage, at: Ints, tally: Tally) -> None:
         """Apply the finished units among `at`, then work on the others together."""
@@ -143,7 +147,6 @@ class Bench:
     def _apply(self, stage: Stage, unit: Arrays, tally: Tally) -> None:
         """Let a finished unit narrow the intervals, and add up what it cost."""
         at = unit["position"]
-        was_open = np.isin(at, self.evidence.open_at(stage.eps)).sum()
         if stage.kind == "attack":
             hit = unit["success"].astype(bool)
             self.evidence.broke(at[hit], unit["size"][hit], stage.number, unit["predicted"][hit])
@@ -152,7 +155,6 @@ class Bench:
         else:
             assert isinstance(stage.method, Certifier)
             self.evidence.proved(at, unit["radius"], stage.method.guarantee, stage.number)
-        tally.settled += int(was_open - np.isin(at, self.evidence.open_at(stage.eps)).sum())
         tally.seconds += float(unit["seconds"][0])
         tally.forwards += int(unit["queries"].sum())
         tally.queries += int(unit["queries"].sum()) if stage.kind == "attack" else 0

@@ -48,6 +48,11 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
+def _own(name: str) -> bool:
+    """Files that a run leaves when it is killed before its first word: the lock, and what was half written."""
+    return name == ".lock" or (name.startswith(".") and name.endswith(".tmp"))
+
+
 class Store:
     """One run folder."""
 
@@ -59,13 +64,16 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Only one process works on a run folder; raises BadInput when another does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Only one process works on a run folder; raises BadInput when another does, or it cannot be written."""
         lock = filelock.FileLock(self.path(".lock"), timeout=0)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except filelock.Timeout as problem:
             raise BadInput(f"another process is working on {self.folder}: wait for it, or choose another folder with --out") from problem
+        except OSError as problem:
+            why = problem.strerror or problem
+            raise BadInput(f"{self.folder} cannot be used as a run folder ({why}): choose another with --out") from problem
         try:
             yield
         finally:
@@ -75,7 +83,9 @@ class Store:
         """Tie the folder to a resolved specification; raises BadInput, naming the fields that differ."""
         name = digest(canonical_json(specification), 32)
         held = self.read_json("run.json")
-        if held is None and self.folder.exists() and any(p.name != ".lock" for p in self.folder.iterdir()):
+        if held is not None and not isinstance(held, dict):
+            raise BadInput(f"{self.path('run.json')} is damaged: remove the folder or choose another with --out")
+        if held is None and self.folder.exists() and not all(_own(p.name) for p in self.folder.iterdir()):
             raise BadInput(f"{self.folder} is not empty and no run folder: choose another folder with --out")
         if held is not None and held.get("digest") != name:
             old, new = held.get("specification", {}), json.loads(canonical_json(specification))
@@ -91,7 +101,7 @@ class Store:
             return None
         try:
             return json.loads(path.read_text())
-        except ValueError as problem:
+        except (ValueError, OSError) as problem:
             raise BadInput(f"{path} is damaged ({problem}): remove the folder or choose another with --out") from problem
 
     def write_json(self, name: str, value: Any) -> None:
@@ -134,13 +144,20 @@ def write_rows(path: Path, shapes: Mapping[str, tuple[tuple[int, ...], str]], pa
     text += b" " * (-len(text) % 8)
     temporary = path.with_name(f".{path.name}.tmp")
     done = dict.fromkeys(shapes, 0)
-    with temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + at)
-        for part in parts:
-            for name, array in part.items():
-                file.seek(8 + len(text) + header[name]["data_offsets"][0] + done[name])
-                done[name] += file.write(np.ascontiguousarray(array).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + at)
+            for part in parts:
+                for name, array in part.items():
+                    file.seek(8 + len(text) + header[name]["data_offsets"][0] + done[name])
+                    done[name] += file.write(np.ascontiguousarray(array).tobytes())
+            for name, size in done.items():
+                first, last = header[name]["data_offsets"]
+                if size != last - first:
+                    raise ValueError(f"{path}: {name} has {size} bytes, its shape needs {last - first}")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -32,7 +32,8 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
             ("apgd:loss=ce,restarts=1", "apgd:loss=dlr-targeted,restarts=1", "fab:steps=100", "square:queries=5000"),
             "pgd:steps=40",
             "the AutoAttack recipe (APGD-CE, APGD-T, FAB-T, Square) behind interval bounds, each on what is still open",
-        )
+        ),
+        _SPARSE: Suite((), ("pgd:steps=100,restarts=5", "pgd:steps=100,restarts=5,loss=margin"), "pgd:steps=40", "PGD with two losses"),
     },
     "black-box": {
         _NORMS: Suite((), ("square:queries=5000",), "square:queries=500", "scores only, no gradients"),
@@ -55,11 +56,15 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
 }
 
 
-def suite(name: str, threat: Threat) -> Suite:
-    """The stages of a named suite for a threat family; raises BadInput."""
+def has_suite(name: str, threat: Threat) -> bool:
+    """Whether a suite is defined for a threat family; raises BadInput for an unknown suite."""
     if name not in SUITES:
         raise unknown("suite", name, SUITES)
-    for families, found in SUITES[name].items():
-        if threat.name in families:
-            return found
+    return any(threat.name in families for families in SUITES[name])
+
+
+def suite(name: str, threat: Threat) -> Suite:
+    """The stages of a named suite for a threat family; raises BadInput."""
+    if has_suite(name, threat):
+        return next(found for families, found in SUITES[name].items() if threat.name in families)
     raise BadInput(f"suite {name} is not defined for threat {threat.name}: name the attacks with --attack")

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from typing import NoReturn
 
 from robustkit import __version__
+from robustkit.errors import BadInput
 
 _MODEL = "zoo:NAME, FILE.safetensors, torchvision:NAME, package.module:callable, FILE.pt2"
 _DATA = "digits, mnist, fashion-mnist, cifar10, npz:FILE, folder:DIR; options n=, split=, pick="
 _EXITS = "exit codes: 0 done, 1 gate failed or contradiction, 2 bad input, 3 missing, 4 incomplete (resumable), 130 interrupted"
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything else does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message} (see: {self.prog} --help)")
+
+
+def parser() -> Parser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="robustkit", description="How robust is an image classifier? certified <= true <= empirical, per sample.", epilog=_EXITS
     )
     top.add_argument("--version", action="version", version=f"robustkit {__version__}")
@@ -31,9 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = _command(commands, "certify", "prove a lower end of the bracket")
     _subject(one)
-    one.add_argument(
-        "--method", action="append", metavar="SPEC", help="certifier (default ibp); repeatable"
-    )
+    one.add_argument("--method", action="append", metavar="SPEC", help="certifier (default ibp); repeatable")
     one.add_argument("--curve", action="store_true", help="search every sample's largest proven radius")
     one.add_argument("--fail-under", type=_share, metavar="SHARE", help="exit 1 when certified accuracy is below this share")
 
@@ -63,13 +70,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, about: str) -> argparse.ArgumentParser:
+def _command(commands: argparse._SubParsersAction[Parser], name: str, about: str) -> Parser:
     one = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".", epilog=_EXITS)
     one.set_defaults(run=name)
     return one
 
 
-def _subject(one: argparse.ArgumentParser) -> None:
+def _subject(one: Parser) -> None:
     one.add_argument("model", nargs="?", metavar="MODEL", help=f"{_MODEL} (default: a bundled small model)")
     one.add_argument("--data", metavar="DATA", help=f"{_DATA} (default digits)")
     one.add_argument("--threat", metavar="THREAT", help="for example linf:8/255 or l2:0.5 (default linf:0.1)")
@@ -82,14 +89,17 @@ def _subject(one: argparse.ArgumentParser) -> None:
     _shared(one)
 
 
-def _shared(one: argparse.ArgumentParser) -> None:
+def _shared(one: Parser) -> None:
     one.add_argument("--seed", type=int, default=0, help="default 0")
     one.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     one.add_argument("--data-root", metavar="DIR", help="where data sets lie (or set ROBUSTKIT_DATA)")
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share: expected a number from 0 to 1, for example 0.4")
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: expected a number from 0 to 1, for example 0.4")
     return value

@@ -17,7 +17,7 @@ from robustkit.spec import Spec, canonical, digest, number
 
 Self = TypeVar("Self", bound="Threat")
 
-LARGEST = 10**6
+LARGEST = 10**9
 """No image in the box is further than this from another, in any family."""
 
 

@@ -10,6 +10,9 @@ from robustkit.classifier import Classifier
 from robustkit.fastgrad import FewChannelConv2d, fits, quicken
 
 
+GEOMETRIES = [(3, 1, 1, 1), (4, 2, 1, 1), (5, 3, 0, 1), ((3, 5), (2, 1), (0, 2), 2)]
+
+
 def gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     leaf = x.clone().requires_grad_()
     out = module(leaf)
@@ -18,7 +21,7 @@ def gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), [(3, 1, 1, 1), (4, 2, 1, 1), (5, 3, 0, 1), ((3, 5), (2, 1), (0, 2), 2)])
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), GEOMETRIES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_matches_torch(channels: int, kernel: int, stride: int, padding: int, dilation: int, bias: bool) -> None:
     plain = nn.Conv2d(channels, 8, kernel, stride, padding, dilation, bias=bias).double().requires_grad_(False)
