@@ -1,0 +1,91 @@
+"""What makes training survive `kill -9`: the whole state of it in one file, replaced atomically.
+
+The file is safetensors: tensors of the weights, the optimiser and the running loss, and in its
+metadata the step and the task, so that no other task goes on from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robustkit.errors import BadInput, RobustkitError
+from robustkit.models.weights import pack, read_checkpoint
+
+FORMAT = "robustkit-training-1"
+
+
+class Unsaved(RobustkitError):
+    """A checkpoint cannot be written; what was saved before is still there."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file beside the model to be, and the task (names to texts) it belongs to."""
+
+    path: Path
+    task: Mapping[str, str]
+
+    def save(self, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, losses: Tensor) -> None:
+        """Write the state after `step` steps, or leave the file as it was; raises Unsaved."""
+        tensors = {f"network.{name}": value for name, value in network.state_dict().items()} | {"losses": losses}
+        for number, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+        tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+        self._replace(pack(tensors, {"format": FORMAT, "step": str(step), "task": json.dumps(dict(self.task))}))
+
+    def load(self, network: nn.Module, optimizer: torch.optim.Optimizer, losses: Tensor) -> int:
+        """Put the saved state into network, optimizer and losses; returns the steps done, 0 without a file.
+
+        Raises BadInput when the file belongs to another task (naming what differs) or is damaged.
+        One that holds no step yet is nobody's.
+        """
+        if not self.path.exists():
+            return 0
+        found = read_checkpoint(self.path)
+        if found.metadata.get("format") != FORMAT:
+            raise BadInput(f"{self.path} is no checkpoint of a training: move it away or choose another --out")
+        if found.metadata["step"] == "0":
+            return 0
+        refuse_other(self.path, json.loads(found.metadata["task"]), self.task, "delete it to start afresh")
+        tensors = {name: value.clone() for name, value in found.tensors.items()}
+        network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")})
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, entry = name.split(".", 2)
+                state.setdefault(int(number), {})[entry] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        losses.copy_(tensors["losses"])
+        return int(found.metadata["step"])
+
+    def remove(self) -> None:
+        """Delete the file: the model is finished."""
+        self.path.unlink(missing_ok=True)
+
+    def _replace(self, raw: bytes) -> None:
+        part = self.path.with_name(self.path.name + ".part")
+        try:
+            with part.open("wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self.path)
+        except OSError as problem:
+            reason = problem.strerror or str(problem)
+            raise Unsaved(f"cannot write {self.path}: {reason}: make room; the same command goes on where it was") from problem
+
+
+def refuse_other(path: Path, theirs: Mapping[str, str], ours: Mapping[str, str], cure: str) -> None:
+    """Raises BadInput that names the differing fields unless a file's task is ours."""
+    differing = [f"{key} is {theirs.get(key, 'absent')} there, {value} here" for key, value in ours.items() if theirs.get(key) != value]
+    if differing:
+        raise BadInput(f"{path} belongs to another training ({'; '.join(differing)}): choose another --out, or {cure}")
