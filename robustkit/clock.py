@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -18,12 +19,13 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 def seconds(text: str | float | None) -> float | None:
     """Seconds from 90, 90s, 30m or 2h; raises BadInput."""
-    if text is None or isinstance(text, (int, float)):
-        return text
-    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([smhd]?)\s*", text)
-    if not match or float(match[1]) <= 0:
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([smhd]?)\s*", text) if isinstance(text, str) else None
+    limit = float(match[1]) * _UNITS[match[2] or "s"] if match else text
+    if isinstance(limit, str) or not 0 < limit < math.inf:
         raise BadInput(f"time limit {text!r}: expected for example 90s, 30m or 2h")
-    return float(match[1]) * _UNITS[match[2] or "s"]
+    return limit
 
 
 class Clock:

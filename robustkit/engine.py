@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from robustkit.store import UNIT, Store, canonical_json, write_atomic
 from robustkit.summary import environment, stage_rows, summarise
 from robustkit.threats import Threat, load_threat
 from robustkit.threats.base import exact
+
+Budget = str | float | Fraction
 
 DEFAULT_MODEL = "zoo:digits-ibp"
 DEFAULT_DATA = "digits"
@@ -102,10 +104,10 @@ def evaluate(
     data: str | Data | tuple[Any, Any] | None = None,
     threat: str | Threat | None = None,
     *,
-    eps: Sequence[str | float | Fraction] | None = None,
+    eps: Budget | Sequence[Budget] | None = None,
     suite: str = "standard",
-    attacks: Sequence[str] | None = None,
-    certifiers: Sequence[str] | None = None,
+    attacks: str | Attack | Sequence[str | Attack] | None = None,
+    certifiers: str | Certifier | Sequence[str | Certifier] | None = None,
     goal: str = "untargeted",
     labels: str = "given",
     curve: bool = False,
@@ -142,9 +144,10 @@ def evaluate(
     goal_, threat_ = Goal(goal), load_threat(threat if threat is not None else DEFAULT_THREAT)
     if labels not in ("given", "predicted"):
         raise unknown("labels", labels, ("given", "predicted"))
-    budgets = sorted({exact(e) for e in eps}) if eps else [threat_.eps]
+    budgets = _budgets(eps, threat_)
     threat_ = threat_.at(max(budgets))
-    stages = make_plan(threat_, budgets, suite=suite, attacks=attacks, certifiers=certifiers, curve=curve, certify_radius=certify_radius)
+    searches = {"curve": curve, "certify_radius": certify_radius}
+    stages = make_plan(threat_, budgets, suite=suite, attacks=attacks, certifiers=certifiers, seed=seed, **searches)
     limit = seconds(time_limit)
     images = _data(DEFAULT_DATA if data is None else data, data_root)
     classifier = load_model(DEFAULT_MODEL if model is None else model, device=pick_device(device), allow_code=allow_code)
@@ -235,6 +238,7 @@ class _Run:
             self._clean()
             for stage in self.stages:
                 self._stage(stage)
+            self._again()
             self._examine()
         except OutOfTime:
             status = "incomplete"
@@ -247,8 +251,10 @@ class _Run:
             status, failure = "failed", problem
         if self.bench is None:
             self._status(status)
-            why = f"{type(failure).__name__}: {failure}" if failure else f"{status} before the clean pass ended"
-            raise _ended(failure, f"{why}; run the same command again to go on")
+            if status == "interrupted":
+                raise KeyboardInterrupt
+            why = f"{type(failure).__name__}: {failure}" if failure else "the time limit was reached before the clean pass ended"
+            raise (RobustkitError if failure else OutOfTime)(f"{why}; the same command goes on") from failure
         evaluation = self._finish(status if failure is None else "incomplete", report)
         if failure is not None:
             self._status("failed")
@@ -295,6 +301,14 @@ class _Run:
         evidence = self.bench.evidence
         self.history[stage.number] = (evidence.robust_accuracy(stage.eps), evidence.certified_accuracy(stage.eps))
 
+    def _again(self) -> None:
+        """What contradicted certificates had settled no attack has seen: the attacks take it now."""
+        assert self.bench is not None
+        if self.bench.evidence.suspect:
+            for stage in [s for s in self.stages if s.kind == "attack" and s.mode == "settle"]:
+                self.stages.append(replace(stage, number=len(self.stages) + 1))
+                self._stage(self.stages[-1])
+
     def _examine(self) -> None:
         held = self.store.read_json("diagnostics.json")
         if held is None:
@@ -319,6 +333,7 @@ class _Run:
             message = f"a verified witness lies inside a certified ball of: {', '.join(names)}; these certificates do not count"
             cure = "report this: the certifier or its use is wrong"
             diagnostics.append({"check": "contradiction", "status": "error", "message": message, "cure": cure})
+        shown = [s for s in self.stages if s.mode != "probe" or bool((evidence.upper_stage == s.number).any())]
         classifier = judge.classifier
         share = witnesses.eight_bit_share(store, self.stages, evidence, self.data, judge, self.bench.targets)
         model = self.specification["model"] | {"parameters": classifier.parameters}
@@ -333,7 +348,7 @@ class _Run:
             goal=judge.goal.name,
             labels=self.labels,
             seed=self.seed,
-            stages=stage_rows(self.stages, self.bench.tallies, self.history),
+            stages=stage_rows(shown, self.bench.tallies, self.history),
             diagnostics=diagnostics,
             eight_bit=share,
             environment=self.extra["environment"],
@@ -357,8 +372,14 @@ class _Run:
         self.store.bind(self.specification, self.extra | {"status": status})
 
 
-def _ended(failure: BaseException | None, message: str) -> BaseException:
-    return RobustkitError(message) if failure is not None else OutOfTime(message)
+def _budgets(eps: Budget | Sequence[Budget] | None, threat: Threat) -> list[Fraction]:
+    """The budgets asked for, exact and in order; the threat's own by default. Raises BadInput."""
+    if eps is None:
+        return [threat.eps]
+    budgets = sorted({exact(one) for one in ([eps] if isinstance(eps, (str, float, int, Fraction)) else eps)})
+    if not budgets:
+        raise BadInput("eps names no budget: write for example eps=['2/255', '8/255']")
+    return budgets
 
 
 def _data(data: str | Data | tuple[Any, Any], root: str | Path | None) -> Data:

@@ -8,10 +8,13 @@ from fractions import Fraction
 from typing import Literal
 
 import numpy as np
+import torch
 
-from robustkit import registry
+from robustkit import registry, streams
+from robustkit.errors import BadInput
 from robustkit.evidence import Evidence, Ints
-from robustkit.methods import Attack, Certifier
+from robustkit.methods import Attack, Certifier, Method
+from robustkit.numerics import float_below
 from robustkit.spec import number_text
 from robustkit.suites import has_suite
 from robustkit.suites import suite as find_suite
@@ -20,17 +23,33 @@ from robustkit.threats import Threat
 TRIAL = 16
 """Open samples on which a suite's certifier is first tried."""
 
+PROBING = "pgd:steps=40"
+"""The attack on certified samples."""
+
+PROBE = 64
+"""Correct samples that the honesty checks look at."""
+
+
+def probe(evidence: Evidence, seed: int) -> Ints:
+    """Positions of up to 64 correct samples, drawn by seed."""
+    correct = np.flatnonzero(evidence.correct)
+    keys = streams.row_keys(seed, "probe", torch.from_numpy(evidence.index[correct]))
+    return np.sort(correct[np.argsort(keys.numpy(), kind="stable")[:PROBE]])
+
 
 @dataclass(frozen=True)
 class Stage:
-    """One method at one budget (settle) or as a radius search over all correct samples."""
+    """One method at one budget (settle), as a radius search over all correct samples, or as a probe:
+    an attack on some certified samples, which finds nothing unless a certifier is wrong."""
 
     number: int
     method: Attack | Certifier
-    mode: Literal["settle", "radius"]
+    mode: Literal["settle", "radius", "probe"]
     eps: Fraction
     on_trial: bool = False
     """A suite's certifier goes on after the trial only while it pays."""
+    seed: int = 0
+    """Draws the samples of a probe."""
 
     @property
     def kind(self) -> str:
@@ -39,12 +58,12 @@ class Stage:
     @property
     def id(self) -> str:
         """Folder name of its units."""
-        budget = "radius" if self.mode == "radius" else number_text(self.eps).replace("/", "over")
+        budget = number_text(self.eps).replace("/", "over") if self.mode == "settle" else self.mode
         return f"{self.number:02d}-{self.method.name}-{budget}"
 
     @property
     def name(self) -> str:
-        return f"{self.method.name} radius" if self.mode == "radius" else self.method.name
+        return self.method.name if self.mode == "settle" else f"{self.method.name} {self.mode}"
 
     def describe(self) -> dict[str, str | int]:
         """What the run's digest holds of it."""
@@ -57,7 +76,10 @@ class Stage:
         }
 
     def receives(self, evidence: Evidence) -> Ints:
-        """Positions it works on: what is open at its budget, or all correct samples."""
+        """Positions it works on: what is open at its budget, all correct samples, or the certified ones of the probe."""
+        if self.mode == "probe":
+            at = probe(evidence, self.seed)
+            return at[evidence.lower[at] >= float_below(self.eps)]
         return np.flatnonzero(evidence.correct) if self.mode == "radius" else evidence.open_at(self.eps)
 
 
@@ -66,16 +88,17 @@ def make_plan(
     budgets: Sequence[Fraction],
     *,
     suite: str,
-    attacks: Sequence[str] | None,
-    certifiers: Sequence[str] | None,
+    attacks: str | Attack | Sequence[str | Attack] | None,
+    certifiers: str | Certifier | Sequence[str | Certifier] | None,
     curve: bool,
     certify_radius: bool = False,
+    seed: int = 0,
 ) -> list[Stage]:
     """All stages of a run: certifiers, then attacks, each at every budget, smallest first.
 
     Explicit attacks replace the suite's attacks, explicit certifiers its certifiers; `["none"]`
     means none. With `curve` (or `certify_radius`, for certifiers alone) radius stages over all
-    correct samples follow.
+    correct samples follow. Where there are certifiers, a probe of what they certified comes last.
     """
     chosen = find_suite(suite, threat) if attacks is None or has_suite(suite, threat) else None
     provers = _methods("certifier", certifiers if certifiers is not None else chosen.certifiers if chosen else ())
@@ -91,6 +114,8 @@ def make_plan(
     if curve and seekers:
         searcher = registry.make("attack", chosen.radius) if chosen and attacks is None else seekers[0]
         stages.append(Stage(len(stages) + 1, searcher, "radius", top))
+    if provers:
+        stages.append(Stage(len(stages) + 1, registry.make("attack", PROBING), "probe", top, seed=seed))
     return stages
 
 
@@ -100,8 +125,16 @@ def without(stages: Sequence[Stage], refused: Callable[[Stage], bool]) -> list[S
     return [replace(stage, number=i + 1) for i, stage in enumerate(kept)]
 
 
-def _methods(kind: str, specs: Sequence[str]) -> list[Attack | Certifier]:
-    return [registry.make(kind, text) for text in specs if text != "none"]
+def _methods(kind: str, given: str | Method | Sequence[str | Method]) -> list[Attack | Certifier]:
+    """What specifications or methods stand for; `none` for nothing. Raises BadInput."""
+    known = Attack if kind == "attack" else Certifier
+    found: list[Attack | Certifier] = []
+    for one in [given] if isinstance(given, (str, Method)) else given:
+        if not isinstance(one, (str, known)):
+            raise BadInput(f"{one!r} is no {kind}: expected a specification (see: robustkit list {kind}s) or an instance")
+        if one != "none":
+            found.append(registry.make(kind, one) if isinstance(one, str) else one)
+    return found
 
 
 def pays(stage: Stage, settled: int, tried: int, classes: int, stages: Sequence[Stage]) -> bool:

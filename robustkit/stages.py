@@ -16,8 +16,9 @@ from robustkit.data import Data
 from robustkit.driver import BatchSize, Driver, Outcome, Samples, auto_batch
 from robustkit.evidence import Evidence, Ints
 from robustkit.judge import Judge
+from robustkit.memory import out_of_memory
 from robustkit.methods import Attack, Bound, Certifier
-from robustkit.numerics import float_below, padded
+from robustkit.numerics import PAD, float_below, padded
 from robustkit.plan import TRIAL, Stage, pays
 from robustkit.radius import search_radius
 from robustkit.store import UNIT, Arrays, Store
@@ -61,25 +62,27 @@ class Bench:
         """Work through one stage; what is finished is stored and counted even if this raises."""
         at = stage.receives(self.evidence)
         was_open = len(self.evidence.open_at(stage.eps))
-        tally = self.tallies[stage.number] = Tally(received=len(at))
+        tally = self.tallies[stage.number] = Tally()
         try:
             if stage.on_trial and len(at) > TRIAL:
-                self._positions(stage, at[:TRIAL], Tally())
+                tally.received = TRIAL
+                self._positions(stage, f"{stage.id}-trial", at[:TRIAL], tally)
                 settled = was_open - len(self.evidence.open_at(stage.eps))
+                at = at[TRIAL:]
                 if not pays(stage, settled, TRIAL, self.logits.shape[1], stages):
-                    at, tally.note = at[:TRIAL], f"ended after its trial: settled {settled} of {TRIAL}, which does not pay"
-            tally.received = len(at)
-            self._positions(stage, at, tally)
+                    at, tally.note = at[:0], f"ended after its trial: settled {settled} of {TRIAL}, which does not pay"
+            tally.received += len(at)
+            self._positions(stage, stage.id, at, tally)
             tally.complete = True
         finally:
             tally.settled = was_open - len(self.evidence.open_at(stage.eps))
 
-    def _positions(self, stage: Stage, at: Ints, tally: Tally) -> None:
+    def _positions(self, stage: Stage, folder: str, at: Ints, tally: Tally) -> None:
         """Apply the finished units among `at`, then work on the others together."""
         missing = []
         for number in np.unique(at // UNIT).tolist():
             mine = at[at // UNIT == number]
-            held = self.store.read_unit(stage.id, number)
+            held = self.store.read_unit(folder, number)
             if held is not None and np.array_equal(held["position"], mine):
                 self._apply(stage, held, tally)
             else:
@@ -88,10 +91,10 @@ class Bench:
             return
         work = np.concatenate(missing)
         with self.clock.stage(f"{stage.number:02d} {stage.name} {float(stage.eps):.4g}", len(work)):
-            writer = _UnitWriter(self, stage, work, tally)
+            writer = _UnitWriter(self, stage, folder, work, tally)
             if isinstance(stage.method, Certifier):
                 self._certify(stage, stage.method, work, writer)
-            elif stage.mode == "settle":
+            elif stage.mode != "radius":
                 self._driver(stage.method).run(self._samples(work, float_below(stage.eps)), writer.take)
             else:
                 self._search(stage, stage.method, missing, work, writer)
@@ -127,22 +130,29 @@ class Bench:
         bound: Bound = certifier.bind(classifier, self.judge.threat)
         rows = auto_batch(shape, classifier.device) if self.batch_size == "auto" else padded(self.batch_size)
         most = float_below(self.judge.threat.unbounded(shape))
-        for first in range(0, len(work), rows):
+        first = 0
+        while first < len(work):
             self.clock.tick(0)
             at = work[first : first + rows]
             x = self.data.images(torch.from_numpy(at)).to(classifier.device)
-            y = torch.from_numpy(self.evidence.label[at]).to(classifier.device)
-            if stage.mode == "settle":
-                budget = torch.full((len(at),), float_below(stage.eps), dtype=torch.float64, device=x.device)
-                proven, margin = prove(bound, x, y, budget)
-                radius, passes = torch.where(proven, budget, -torch.inf), 1
-            else:
-                low = torch.from_numpy(self.evidence.lower[at]).to(x.device)
-                high = torch.from_numpy(self.evidence.upper[at]).clamp(max=most).to(x.device)
-                radius, margin = largest_radius(bound, x, y, low, high)
-                passes = 12
+            y, low, high = (torch.from_numpy(v[at]).to(x.device) for v in (self.evidence.label, self.evidence.lower, self.evidence.upper))
+            scale = self.logits[torch.from_numpy(at)].abs().amax(1).to(x.device)
+            try:
+                if stage.mode == "settle":
+                    budget = torch.full((len(at),), float_below(stage.eps), dtype=torch.float64, device=x.device)
+                    proven, margin = prove(bound, x, y, budget, scale=scale)
+                    radius, passes = torch.where(proven, budget, -torch.inf), 1
+                else:
+                    radius, margin = largest_radius(bound, x, y, low.clamp(max=most), high.clamp(max=most), scale=scale)
+                    passes = 12
+            except RuntimeError as problem:
+                if not out_of_memory(problem) or rows <= PAD:
+                    raise
+                rows = padded(rows // 2)
+                continue
             writer.certified(np.arange(first, first + len(at)), radius.cpu().numpy(), margin.cpu().numpy(), passes * certifier.cost)
             self.clock.tick(len(at))
+            first += len(at)
 
     def _apply(self, stage: Stage, unit: Arrays, tally: Tally) -> None:
         """Let a finished unit narrow the intervals, and add up what it cost."""
@@ -164,8 +174,8 @@ class Bench:
 class _UnitWriter:
     """Gathers outcomes of samples in whatever order they finish; a full unit is stored and applied."""
 
-    def __init__(self, bench: Bench, stage: Stage, work: Ints, tally: Tally) -> None:
-        self.bench, self.stage, self.work, self.tally = bench, stage, work, tally
+    def __init__(self, bench: Bench, stage: Stage, folder: str, work: Ints, tally: Tally) -> None:
+        self.bench, self.stage, self.folder, self.work, self.tally = bench, stage, folder, work, tally
         numbers, counts = np.unique(work // UNIT, return_counts=True)
         self.pending: dict[int, int] = dict(zip(numbers.tolist(), counts.tolist()))
         self.parts: dict[int, list[Outcome]] = {}
@@ -197,7 +207,7 @@ class _UnitWriter:
             now = time.monotonic()
             arrays["seconds"] = np.array([now - self.since])
             self.since = now
-            self.bench.store.write_unit(self.stage.id, number, arrays)
+            self.bench.store.write_unit(self.folder, number, arrays)
             self.bench._apply(self.stage, arrays, self.tally)
 
     def _outcome(self, number: int) -> Arrays:
