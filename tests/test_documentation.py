@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import shutil
@@ -39,6 +40,11 @@ def execute(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
     return runpy.run_path(str(script))
 
 
+def environment() -> dict[str, str]:
+    """For processes of their own: this tree, also where it is not installed, and a terminal of the README's width."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+
+
 def same(found: str, shown: str) -> None:
     """The same words, and every number near the one shown: other machines round in other places."""
     assert re.sub(NUMBER, "#", found).split() == re.sub(NUMBER, "#", shown).split()
@@ -70,7 +76,7 @@ def test_the_commands_of_the_readme_print_what_they_say(tmp_path: Path) -> None:
             command, shown = part.split("\n", 1)
             words = command.split()
             assert words[0] == "robustkit"
-            done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True)
+            done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, env=environment())
             assert done.returncode == 0, done.stderr
             times = re.compile(r"\d[\d.]* (ms|s|min)\b")
             head = re.compile(r"(.*?)\n\n", flags=re.DOTALL)  # sentences; the tables below are wide and vary in time
@@ -155,7 +161,7 @@ def test_every_array_of_a_unit_is_documented(run: Path) -> None:
 
 def test_the_figure_can_be_drawn_again(tmp_path: Path, run: Path) -> None:
     svg = tmp_path / "figure.svg"
-    subprocess.run([sys.executable, str(ROOT / "docs" / "figure.py"), str(run), str(svg)], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, str(ROOT / "docs" / "figure.py"), str(run), str(svg)], check=True, cwd=tmp_path, env=environment())
     drawn = svg.read_text(encoding="utf-8")
     assert drawn.startswith("<svg")
     assert "var(--" not in drawn
