@@ -27,6 +27,8 @@ A further operation needs two rules: `operation(torch_target)` says what it beco
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 TABLE: dict[str, str] = {"ibp": "robustkit.certify.ibp:IBP"}
@@ -55,3 +57,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Room(ModuleType):
+    """The package `robustkit.certify`, which stays callable as the function `robustkit.certify` that it hides once imported."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        from robustkit.engine import certify
+
+        return certify(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Room

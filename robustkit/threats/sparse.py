@@ -80,7 +80,7 @@ class L0(NormThreat):
 
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
         p = torch.minimum(torch.maximum(p, -x), 1 - x)
-        weight = p.square().sum(1).flatten(1)
+        weight = p.abs().sum(1).flatten(1)
         rank = weight.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         kept = (rank < eps.floor()[:, None]).view(len(p), 1, *p.shape[2:])
         return p * kept

@@ -1,0 +1,216 @@
+"""The command line as a user types it: answers on stdout, one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robustkit.cli import main
+from robustkit.models import build, save_model
+
+KEYS = [
+    *("schema_version", "model", "data", "threat", "eps", "goal", "labels", "seed"),
+    *("clean_accuracy", "robust_accuracy", "certified_accuracy", "certified_statistical", "certified_conditional", "open"),
+    *("interval95", "population95", "curve", "eight_bit", "stages", "diagnostics", "environment", "run"),
+]
+STAGE_KEYS = {
+    *("name", "spec", "kind", "received", "settled", "robust_accuracy", "certified_accuracy"),
+    *("seconds", "forwards", "backwards", "queries"),
+}
+
+USER_CODE = """
+import torch
+from torch import nn
+from robustkit import Classifier
+
+def normalised(): return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), mean=[0.3], std=[0.4])
+def gelu(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Softmax(1), nn.Linear(20, 10))
+def raises(): raise KeyError("nope")
+class OneNumber(nn.Module):
+    def forward(self, x): return x.flatten(1).sum(1)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, user code and damaged files, as the current one."""
+    text = "conv(1,4,3,s2,p1)-relu-flatten-linear(64,10)"
+    save_model(build(text), tmp_path / "model.safetensors", architecture=text, input_shape=(1, 8, 8), classes=10)
+    (tmp_path / "usercode.py").write_text(USER_CODE)
+    (tmp_path / "html.safetensors").write_text("<!DOCTYPE html><html>not found</html>")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:700])
+    (tmp_path / "code.pt").write_bytes(pickle.dumps({"weight": 1}))
+    image = np.full((4, 1, 8, 8), 0.5, dtype=np.float32)
+    np.savez(tmp_path / "nan.npz", x=image * np.nan, y=np.zeros(4, int))
+    np.savez(tmp_path / "big.npz", x=image * 300, y=np.zeros(4, int))
+    np.savez(tmp_path / "empty.npz", x=image[:0], y=np.zeros(0, int))
+    np.savez(tmp_path / "label.npz", x=image, y=np.array([0, 1, 2, 12]))
+    np.savez(tmp_path / "colour.npz", x=np.zeros((4, 3, 8, 8), np.float32), y=np.zeros(4, int))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ROBUSTKIT_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+RUN = "evaluate model.safetensors --data digits:n=20 --certifier ibp --attack pgd:steps=3"
+
+BAD = [
+    ("evaluate model.safetensors --attack pdg", 2, "did you mean 'pgd'"),
+    ("evaluate zoo:digits-pdg", 2, "unknown zoo model"),
+    ("evaluate no-such-model", 2, "unknown model"),
+    ("evaluate missing.safetensors", 3, "no such file"),
+    ("evaluate model.safetensors --data minst", 2, "did you mean 'mnist'"),
+    ("evaluate model.safetensors --data mnist", 3, "looked for"),
+    ("evaluate model.safetensors --data digits:n=", 2, "malformed"),
+    ("evaluate model.safetensors --data digits:n=100000", 2, "n = 100000"),
+    ("evaluate model.safetensors --attack pgd:(", 2, "malformed"),
+    ("evaluate model.safetensors --attack pgd:steps=many", 2, "whole number"),
+    ("evaluate model.safetensors --attack pgd:stpes=3", 2, "did you mean 'steps'"),
+    ("evaluate model.safetensors --attack pgd:steps=0", 2, "at least 1"),
+    ("evaluate model.safetensors --threat linf:-0.1", 2, "negative"),
+    ("evaluate model.safetensors --threat linf:wide", 2, "number"),
+    ("evaluate model.safetensors --threat linf:1/0", 2, "divides by zero"),
+    ("evaluate model.safetensors --threat inf:0.1", 2, "did you mean 'linf'"),
+    ("evaluate model.safetensors --eps 0.1,nan", 2, "not a number"),
+    ("evaluate model.safetensors --data npz:label.npz", 2, "labels reach 12"),
+    ("evaluate model.safetensors --data npz:nan.npz", 2, "NaN"),
+    ("evaluate model.safetensors --data npz:big.npz", 2, "150"),
+    ("evaluate model.safetensors --data npz:empty.npz", 2, "empty"),
+    ("evaluate model.safetensors --data npz:colour.npz", 2, "(3, 8, 8)"),
+    ("evaluate usercode:OneNumber", 2, "returned"),
+    ("evaluate usercode:raises", 2, "KeyError"),
+    ("evaluate usercode:missing", 2, "missing"),
+    ("evaluate html.safetensors", 2, "HTML"),
+    ("evaluate cut.safetensors", 2, "cut.safetensors"),
+    ("evaluate code.pt", 2, "pickle"),
+    ("certify usercode:gelu --data digits:n=20", 2, "Softmax"),
+    ("certify model.safetensors --method ipb", 2, "did you mean 'ibp'"),
+    ("evaluate model.safetensors --batch-size 0", 2, "batch size"),
+    ("evaluate model.safetensors --batch-size big", 2, "batch size"),
+    ("evaluate model.safetensors --time-limit soon", 2, "time limit"),
+    ("evaluate model.safetensors --suite standrad", 2, "did you mean 'standard'"),
+    ("evaluate model.safetensors --goal wrong", 2, "goal"),
+    ("evaluate model.safetensors --labels wrong", 2, "labels"),
+    ("evaluate model.safetensors --device tpu", 2, "device"),
+    ("evaluate model.safetensors --fail-under 3", 2, "0 to 1"),
+    ("evaluate model.safetensors --seed x", 2, "seed"),
+    ("evalute", 2, "evaluate"),
+    ("train nothing --data digits --out x.safetensors", 2, "unknown recipe"),
+    ("train standard --data digits --out x.bin", 2, ".safetensors"),
+    ("list nothing", 2, "unknown kind"),
+    ("show attack:pdg", 2, "did you mean 'pgd'"),
+    ("show nothing", 2, "nothing to show"),
+    ("report nowhere --html x.html", 3, "no finished run"),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "says"), BAD, ids=[case[0] for case in BAD])
+def test_bad_input_ends_in_one_clear_line(command: str, code: int, says: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command.split()) == code
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("robustkit: ")
+    assert told.err.count("\n") == 1
+    assert "Traceback" not in told.err
+    assert says in told.err
+
+
+def test_json_is_one_document_with_the_documented_keys(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN.split(), "--threat", "linf:0.05", "--eps", "1/50,0.05", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert list(answer) == KEYS
+    assert answer["eps"] == ["0.02", "0.05"]
+    assert 0 <= answer["certified_accuracy"] <= answer["robust_accuracy"] <= answer["clean_accuracy"] <= 1
+    assert answer["schema_version"] == 1
+    assert {"spec", "sha256", "parameters"} <= set(answer["model"])
+    assert {"spec", "sha256", "n"} <= set(answer["data"])
+    assert set(answer["interval95"]) == {"clean_accuracy", "robust_accuracy", "certified_accuracy"}
+    for stage in answer["stages"]:
+        assert set(stage) >= STAGE_KEYS
+    for point in answer["curve"]:
+        assert set(point) == {"eps", "robust_accuracy", "certified_accuracy"}
+    assert (Path(answer["run"]) / "report.html").is_file()
+
+
+def test_a_table_a_gate_and_the_run_shown_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN.split(), "--out", "run", "--fail-under", "1"]) == 1
+    told = capsys.readouterr()
+    assert "below --fail-under" in told.err
+    assert "run/report.html" in told.out
+    assert main(["show", "run"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] in told.out
+    assert main(["report", "run", "--html", "again.html"]) == 0
+    assert "<html" in (place / "again.html").read_text()
+
+
+def test_a_folder_of_another_specification_is_refused_naming_the_fields(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN.split(), "--out", "run"]) == 0
+    held = (place / "run/summary.json").read_bytes()
+    capsys.readouterr()
+    assert main([*RUN.split(), "--out", "run", "--seed", "1"]) == 2
+    assert "seed: 0 there, 1 asked for" in capsys.readouterr().err
+    assert (place / "run/summary.json").read_bytes() == held, "nothing already computed is lost"
+
+
+def test_a_suite_leaves_out_certifiers_that_do_not_fit(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "usercode:gelu", "--data", "digits:n=20", "--attack", "fgsm", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [stage["name"] for stage in answer["stages"]] == ["fgsm"]
+    (told,) = [d for d in answer["diagnostics"] if d["check"] == "certifier ibp"]
+    assert told["status"] == "skipped"
+    assert "Softmax" in told["message"]
+
+
+def test_a_users_own_module_needs_no_change(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "usercode:normalised", "--data", "digits:n=20", "--attack", "pgd:steps=3", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["model"]["parameters"] == 650
+    assert answer["stages"][0]["name"] == "ibp"
+
+
+def test_training_then_evaluating_what_was_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("train standard:epochs=1 --data digits:n=200 --out trained.safetensors".split()) == 0
+    assert capsys.readouterr().out.strip() == "trained.safetensors"
+    assert main("evaluate trained.safetensors --data digits:n=20 --attack fgsm --json".split()) == 0
+    checks = {d["check"]: d["status"] for d in json.loads(capsys.readouterr().out)["diagnostics"]}
+    assert checks["training data"] == "pass"
+    assert main("evaluate trained.safetensors --data digits:n=20,split=train --attack fgsm --json".split()) == 0
+    checks = {d["check"]: d["status"] for d in json.loads(capsys.readouterr().out)["diagnostics"]}
+    assert checks["training data"] == "error"
+
+
+@pytest.mark.parametrize("what", ["attacks", "certifiers", "defenses", "recipes", "models", "data", "suites", "threats"])
+def test_lists(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", what, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) >= 1
+    assert main(["list", what]) == 0
+    assert what in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["attack:pgd", "certifier:ibp", "defense:pgd", "suite:standard", "suite:quick"])
+def test_shows(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", what]) == 0
+    assert what.partition(":")[2] in capsys.readouterr().out
+
+
+def test_doctor(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    assert {"torch", "python"} <= {check["name"] for check in json.loads(capsys.readouterr().out)}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from robustkit.cli import main\n"
+        "try: main(['evaluate', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'scipy', 'matplotlib')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--threat" in done.stdout

@@ -1,0 +1,134 @@
+"""Honesty checks: each planted culprit is named, sound models are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustkit import streams
+from robustkit.diagnostics import flagged
+from robustkit.engine import evaluate
+from robustkit.models import load_model, zoo_names
+
+DATA = "digits:n=220"
+Status = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def statuses(tmp_path: Path) -> Status:
+    """Evaluate a model in a folder of its own; check -> status."""
+
+    def run(model: Any, **options: Any) -> dict[str, str]:
+        given: dict[str, Any] = {"data": DATA, "threat": "linf:0.1", "attacks": ["pgd:steps=20"], "report": False, "progress": False}
+        found = evaluate(model, out=tmp_path / f"run{len(list(tmp_path.iterdir()))}", **(given | options)).summary()
+        return {d["check"]: d["status"] for d in found["diagnostics"]}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """A sound network that its owner keeps for other tests: take a copy of its parts."""
+    module = load_model("zoo:digits-standard").module
+    assert isinstance(module, nn.Module)
+    return module
+
+
+class Wrapped(nn.Module):
+    """A network with something done to its input and output."""
+
+    def __init__(
+        self, network: nn.Module, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable[[Tensor], Tensor] = lambda z: z
+    ) -> None:
+        super().__init__()
+        self.network, self.before, self.after = network, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.network(self.before(x)))
+
+
+class Noisy(nn.Module):
+    """Logits with noise that differs from call to call."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.calls = network, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        logits: Tensor = self.network(x)
+        return logits + streams.normal(streams.row_keys(self.calls, "noise", torch.arange(len(x))), (logits.shape[1],))
+
+
+def test_a_sound_model_raises_none(statuses: Status, network: nn.Module) -> None:
+    assert set(statuses(network.eval(), data="digits").values()) <= {"pass", "skipped"}
+
+
+def test_train_mode(statuses: Status, network: nn.Module) -> None:
+    model = nn.Sequential(network, nn.Dropout(0.5)).train()
+    assert statuses(model)["train mode"] == "warn"
+    assert model.training
+
+
+def test_probabilities(statuses: Status, network: nn.Module) -> None:
+    assert statuses(Wrapped(network, after=lambda z: z.softmax(1)))["softmax"] == "warn"
+
+
+def test_random_outputs(statuses: Status, network: nn.Module) -> None:
+    assert statuses(Noisy(network))["repeatable"] == "error"
+
+
+def test_normalised_twice(statuses: Status, network: nn.Module) -> None:
+    found = statuses(Wrapped(network, before=lambda x: (x - 20) / 0.01))
+    assert found["clean accuracy"] == "error"
+
+
+def test_a_cut_graph(statuses: Status, network: nn.Module) -> None:
+    found = statuses(Wrapped(network, before=lambda x: (x * 16).round() / 16), attacks=["square:queries=20"])
+    assert found["zero gradients"] == "error"
+    found = statuses(Wrapped(network, after=lambda z: z.detach()), attacks=["square:queries=20"])
+    assert found["zero gradients"] == "error"
+
+
+def test_masked_gradients_survive_an_unbounded_budget(statuses: Status, network: nn.Module) -> None:
+    masked = Wrapped(network, before=lambda x: torch.where(x > 0.5, 1.0, 0.0) + 0 * x)
+    assert statuses(masked)["unbounded"] == "error"
+
+
+def test_too_few_steps(statuses: Status) -> None:
+    found = statuses("zoo:digits-standard", data="digits", threat="linf:0.2", attacks=["fgsm"])
+    assert found["converged"] == "error"
+
+
+def test_few_samples(statuses: Status, network: nn.Module) -> None:
+    assert statuses(network, data="digits:n=60")["enough samples"] == "warn"
+
+
+def test_training_data(statuses: Status) -> None:
+    assert statuses("zoo:digits-standard", data="digits:n=220,split=all")["training data"] == "error"
+    assert statuses("zoo:digits-standard")["training data"] == "pass"
+
+
+@pytest.mark.parametrize("name", [name for name in zoo_names() if name.startswith("digits")])
+def test_the_digits_zoo_raises_none(name: str, statuses: Status) -> None:
+    assert set(statuses(f"zoo:{name}", data="digits", attacks=["pgd:steps=40"]).values()) == {"pass"}
+
+
+@pytest.mark.parametrize("name", [name for name in zoo_names() if name.startswith("mnist")])
+def test_the_mnist_zoo_raises_none(name: str, statuses: Status, shared_data: Path) -> None:
+    threat = "linf:0.3" if name == "mnist-pgd" else "linf:0.1"
+    found = statuses(f"zoo:{name}", data="mnist:n=200", threat=threat, attacks=["apgd:loss=ce,restarts=1,steps=50"], data_root=shared_data)
+    assert set(found.values()) == {"pass"}
+
+
+@pytest.mark.parametrize(
+    ("gains", "losses", "expected"),
+    [(0, 0, False), (3, 0, False), (6, 0, False), (7, 0, True), (12, 6, False), (20, 6, True), (64, 0, True)],
+)
+def test_flagged_needs_a_net_difference_and_a_sign_test(gains: int, losses: int, expected: bool) -> None:
+    assert flagged(gains, losses, 64) is expected
