@@ -87,7 +87,9 @@ def foolbox(case: Case) -> Run:
 def torchattacks(case: Case) -> Run:
     """torchattacks' PGD, one call for all images. Raises ImportError where it is not installed."""
     torchvision()  # torchattacks imports it, and beside a CPU-only torch it has to be helped
-    attack: Any = importlib.import_module("torchattacks").PGD(Deployed(case.classifier), eps=float(case.eps), alpha=case.length, steps=case.steps, random_start=True)
+    attack: Any = importlib.import_module("torchattacks").PGD(
+        Deployed(case.classifier), eps=float(case.eps), alpha=case.length, steps=case.steps, random_start=True
+    )
 
     def run(seed: int) -> Tensor:
         torch.manual_seed(seed)

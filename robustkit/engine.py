@@ -231,7 +231,14 @@ class _Run:
         self.findings: list[Finding] = []
 
     def work(self, report: bool) -> Evaluation:
-        """Clean pass, stages, checks, answer; always ends with a stored summary."""
+        """Clean pass, stages, checks, answer; ends with a stored summary unless nothing can be stored."""
+        try:
+            return self._work(report)
+        except OSError as problem:
+            saved = "everything finished is saved, and the same command goes on"
+            raise RobustkitError(f"{self.store.folder} cannot be written ({problem}): make room; {saved}") from problem
+
+    def _work(self, report: bool) -> Evaluation:
         status, failure = "complete", None
         self.bench: Bench | None = None
         try:

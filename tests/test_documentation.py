@@ -141,7 +141,9 @@ def test_every_key_of_the_summary_is_documented(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     told = text("docs/run-folder.md").partition("## summary.json")[2]
     names = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", told))))
-    inner = {key for part in ("model", "data") for key in summary[part]} | {key for part in ("stages", "diagnostics") for key in summary[part][0]}
+    inner = {key for part in ("model", "data") for key in summary[part]} | {
+        key for part in ("stages", "diagnostics") for key in summary[part][0]
+    }
     assert sorted((set(summary) | inner) - names) == []
 
 

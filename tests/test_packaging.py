@@ -105,7 +105,9 @@ def test_every_requirement_is_pinned_within_its_bounds(config: configparser.Conf
         assert wanted.name in here, f"{wanted.name} is not in constraints.txt"
         (pin,) = here[wanted.name].specifier
         assert pin.operator == "=="
-        assert wanted.specifier.contains(pin.version), f"constraints.txt pins {wanted.name} {pin.version}, setup.cfg asks for {wanted.specifier}"
+        assert wanted.specifier.contains(pin.version), (
+            f"constraints.txt pins {wanted.name} {pin.version}, setup.cfg asks for {wanted.specifier}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     if find_spec("build") is None:
         pytest.skip("the package `build` is not installed: pip install -e '.[test]'")
     copy = tmp_path_factory.mktemp("source") / "robustkit"
-    skipped = shutil.ignore_patterns(".git", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist", "runs", ".venv", "venv")
+    skipped = shutil.ignore_patterns(
+        ".git", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist", "runs", ".venv", "venv"
+    )
     shutil.copytree(ROOT, copy, symlinks=True, ignore=skipped)
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(copy)]

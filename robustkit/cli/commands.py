@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robustkit.cli.listings import describe, listing_of
-from robustkit.errors import BadInput, Missing
+from robustkit.errors import Missing
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -30,10 +30,9 @@ def certify(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    given = args.batch_size
     return {
         "eps": args.eps.split(",") if args.eps is not None else None,
-        "batch_size": int(given) if given.lstrip("-").isdigit() else given,
+        "batch_size": _whole(args.batch_size),
         "device": args.device,
         "seed": args.seed,
         "out": args.out,
@@ -42,6 +41,14 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "data_root": args.data_root,
         "command": shlex.join(["robustkit", *sys.argv[1:]]),
     }
+
+
+def _whole(text: str) -> int | str:
+    """A whole number where the text is one; what is none is refused later, in words."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def _answer(args: argparse.Namespace, evaluation: Any, gate: str) -> int:
@@ -105,10 +112,9 @@ def show(args: argparse.Namespace) -> int:
 
     folder = Path(args.what)
     if folder.is_dir():
-        path = folder / "summary.json"
-        if not path.exists():
-            raise BadInput(f"{folder} is no run folder: there is no summary.json; give a folder made by robustkit evaluate")
-        summary = json.loads(path.read_text())
+        from robustkit.report.runs import load_run
+
+        summary = load_run(folder).summary
         if args.json:
             print(json.dumps(summary, indent=1))
         else:

@@ -175,12 +175,12 @@ def test_a_users_own_module_needs_no_change(place: Path, capsys: pytest.CaptureF
 
 
 def test_training_then_evaluating_what_was_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("train standard:epochs=1 --data digits:n=200 --out trained.safetensors".split()) == 0
+    assert main(["train", "standard:epochs=1", "--data", "digits:n=200", "--out", "trained.safetensors"]) == 0
     assert capsys.readouterr().out.strip() == "trained.safetensors"
-    assert main("evaluate trained.safetensors --data digits:n=20 --attack fgsm --json".split()) == 0
+    assert main(["evaluate", "trained.safetensors", "--data", "digits:n=20", "--attack", "fgsm", "--json"]) == 0
     checks = {d["check"]: d["status"] for d in json.loads(capsys.readouterr().out)["diagnostics"]}
     assert checks["training data"] == "pass"
-    assert main("evaluate trained.safetensors --data digits:n=20,split=train --attack fgsm --json".split()) == 0
+    assert main(["evaluate", "trained.safetensors", "--data", "digits:n=20,split=train", "--attack", "fgsm", "--json"]) == 0
     checks = {d["check"]: d["status"] for d in json.loads(capsys.readouterr().out)["diagnostics"]}
     assert checks["training data"] == "error"
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from robustkit.classifier import Classifier
 from robustkit.fastgrad import FewChannelConv2d, fits, quicken
 
-
 GEOMETRIES = [(3, 1, 1, 1), (4, 2, 1, 1), (5, 3, 0, 1), ((3, 5), (2, 1), (0, 2), 2)]
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import robustkit.attacks
-from robustkit import engine, store
+from robustkit import engine, store, witnesses
 from robustkit.attacks.pgd import PGD
 from robustkit.classifier import Classifier
 from robustkit.clock import Clock
@@ -286,6 +286,25 @@ def test_a_raising_plug_in_leaves_everything_saved(go: Any, tmp_path: Path, bomb
     assert [row["complete"] for row in summary["stages"]] == [True, True, False]
     ARMED.clear()
     go.same(go(out=folder, **options), whole)
+
+
+def test_a_full_disk_ends_in_one_line_and_resumes(go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_units: int) -> None:
+    options: dict[str, Any] = {"attacks": ["pgd:steps=4"]}
+    whole, write = go(**options), store.write_atomic
+    for room in (3, 7, 12):
+        left = iter(range(room))
+
+        def full(path: Path, content: bytes, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise OSError(28, "No space left on device")
+            write(path, content)
+
+        with monkeypatch.context() as patch:
+            for module in (engine, store, witnesses):
+                patch.setattr(module, "write_atomic", full)
+            with pytest.raises(RobustkitError, match="No space left on device.*same command goes on"):
+                go(out=tmp_path / "run", **options)
+    go.same(go(out=tmp_path / "run", **options), whole)
 
 
 def test_out_of_memory_does_not_end_a_run(go: Any, digits_models: dict[str, str]) -> None:
