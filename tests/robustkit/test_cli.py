@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -34,6 +35,10 @@ def gelu(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Softmax(1),
 def raises(): raise KeyError("nope")
 class OneNumber(nn.Module):
     def forward(self, x): return x.flatten(1).sum(1)
+class asserts(nn.Module):
+    def forward(self, x): assert not len(x)
+def pair(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+def no_std(): return Classifier(pair(), std=[0])
 """
 
 
@@ -52,12 +57,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(tmp_path / "empty.npz", x=image[:0], y=np.zeros(0, int))
     np.savez(tmp_path / "label.npz", x=image, y=np.array([0, 1, 2, 12]))
     np.savez(tmp_path / "colour.npz", x=np.zeros((4, 3, 8, 8), np.float32), y=np.zeros(4, int))
+    for name, content in (("broken", '{"schema_version": '), ("stripped", '{"schema_version": 1}')):
+        (tmp_path / name).mkdir()
+        for file in ("summary.json", "run.json"):
+            (tmp_path / name / file).write_text(content)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ROBUSTKIT_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 
 
+ROOT = Path(__file__).resolve().parents[2]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 RUN = "evaluate model.safetensors --data digits:n=20 --certifier ibp --attack pgd:steps=3"
 
 BAD = [
@@ -107,6 +118,33 @@ BAD = [
     ("show attack:pdg", 2, "did you mean 'pgd'"),
     ("show nothing", 2, "nothing to show"),
     ("report nowhere --html x.html", 3, "no finished run"),
+    ("evaluate model.safetensors --threat linf:1e400", 2, "units of the [0,1] box"),
+    ("evaluate model.safetensors --eps 0.1,", 2, "not a number"),
+    ("evaluate model.safetensors --eps=-0.1", 2, "negative"),
+    ("evaluate model.safetensors --eps -0.1,0.2", 2, "--eps"),
+    ("evaluate model.safetensors --batch-size=--5", 2, "batch size"),
+    ("evaluate model.safetensors --batch-size ²", 2, "batch size"),
+    ("evaluate model.safetensors --device cuda:99", 3, "--device cpu"),
+    ("evaluate model.safetensors --device meta", 2, "device"),
+    ("evaluate model.safetensors --fail-under nan", 2, "0 to 1"),
+    ("evaluate model.safetensors --time-limit 0", 2, "time limit"),
+    ("evaluate model.safetensors --out code.pt", 2, "run folder"),
+    ("evaluate model.safetensors --out code.pt/below", 2, "run folder"),
+    ("evaluate model.safetensors --out .", 2, "not empty"),
+    ("evaluate model.safetensors --suite black-box --threat l0:3", 2, "not defined for threat l0"),
+    ("evaluate model.safetensors --attack fab --threat l1:1", 2, "does not work for threat l1"),
+    ("evaluate usercode:pair --attack apgd:dlr-targeted", 2, "at least 4 classes"),
+    ("evaluate usercode:pair --attack fgsm:loss=dlr", 2, "at least 3 classes"),
+    ("evaluate usercode:asserts", 2, "AssertionError"),
+    ("evaluate usercode:no_std", 2, "std"),
+    ("evaluate .", 2, "folder"),
+    ("evaluate model.safetensors --data npz:nothere.npz", 3, "no nothere.npz"),
+    ("show broken", 2, "cannot be read"),
+    ("show stripped", 2, "lacks"),
+    ("show .", 3, "summary.json is missing"),
+    ("report broken --html x.html", 2, "cannot be read"),
+    ("", 2, "COMMAND"),
+    ("evaluate a b", 2, "unrecognized"),
 ]
 
 
@@ -202,6 +240,36 @@ def test_shows(what: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_doctor(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     assert {"torch", "python"} <= {check["name"] for check in json.loads(capsys.readouterr().out)}
+
+
+def test_the_gate_opens_at_the_share_itself(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*RUN.split(), "--out", "run", "--json"]
+    assert main(words) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert main([*words, "--fail-under", str(answer["robust_accuracy"])]) == 0
+    assert main([*words, "--fail-under", str(min(1.0, answer["robust_accuracy"] + 0.01))]) == 1
+
+
+def test_an_interrupt_is_one_line_and_130(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*words: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("robustkit.engine.evaluate", interrupted)
+    assert main(RUN.split()) == 130
+    assert capsys.readouterr().err == "robustkit: interrupted\n"
+
+
+def test_a_reader_that_goes_away_is_no_error(place: Path) -> None:
+    code = f"import sys; from robustkit.cli import main; sys.exit(main({['list', 'attacks', '--json']!r}))"
+    done = subprocess.run(f'{sys.executable} -c "{code}" | head -c 1', shell=True, capture_output=True, text=True, env=ENV)
+    assert done.stdout == "["
+    assert done.stderr == ""
+
+
+def test_a_process_of_its_own_says_one_line(place: Path) -> None:
+    """Nothing that is imported on the way adds a warning."""
+    done = subprocess.run([sys.executable, "-m", "robustkit", "evaluate", "html.safetensors"], capture_output=True, text=True, env=ENV)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
 
 
 def test_help_imports_nothing_heavy() -> None:
