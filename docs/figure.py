@@ -7,12 +7,16 @@ python docs/figure.py runs/figure docs/bracket.svg
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from robustkit.report.canvas import WIDE, house_style
 from robustkit.report.figures import curve
 from robustkit.report.palette import LIGHT, variables
 from robustkit.report.runs import load_run
+
+_FINER = r"(?<=\d\.\d\d)\d+"
+"""Digits beyond a hundredth of a pixel."""
 
 
 def standalone(svg: str) -> str:
@@ -22,7 +26,7 @@ def standalone(svg: str) -> str:
     head, rest = svg.split(">", 1)
     about = f'xmlns="http://www.w3.org/2000/svg" width="{WIDE.width}" height="{WIDE.height}" font-family="DejaVu Sans, sans-serif"'
     paper = f'<rect width="100%" height="100%" fill="{LIGHT["paper"]}"/>'
-    return f"{head} {about}>{paper}{rest}\n"
+    return f"{head} {about}>{paper}{re.sub(_FINER, '', rest)}\n"
 
 
 def main() -> None:

@@ -9,7 +9,28 @@ Names are loaded on first use, so that importing the package is instant.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustkit.classifier import Classifier as Classifier
+    from robustkit.data import load_data as load_data
+    from robustkit.engine import Evaluation as Evaluation
+    from robustkit.engine import certify as certify
+    from robustkit.engine import evaluate as evaluate
+    from robustkit.errors import BadInput as BadInput
+    from robustkit.errors import Missing as Missing
+    from robustkit.errors import RobustkitError as RobustkitError
+    from robustkit.methods import Attack as Attack
+    from robustkit.methods import Certificate as Certificate
+    from robustkit.methods import Certifier as Certifier
+    from robustkit.methods import Result as Result
+    from robustkit.models import load_model as load_model
+    from robustkit.threats import L0 as L0
+    from robustkit.threats import L1 as L1
+    from robustkit.threats import L2 as L2
+    from robustkit.threats import Linf as Linf
+    from robustkit.threats import Threat as Threat
+    from robustkit.threats import load_threat as load_threat
 
 __version__ = "0.1.0"
 

@@ -97,9 +97,12 @@ class Examination:
         if source != (self.data.origin, self.data.sha256):
             return "pass", f"trained on other data ({meta.get('data', source[0])})", ""
         inside = np.zeros(len(self.evidence), dtype=bool)
-        for run in seen.split(","):
-            first, _, last = run.partition("-")
-            inside |= (self.evidence.index >= int(first)) & (self.evidence.index <= int(last or first))
+        try:
+            for run in seen.split(","):
+                first, _, last = run.partition("-")
+                inside |= (self.evidence.index >= int(first)) & (self.evidence.index <= int(last or first))
+        except ValueError:
+            return "skipped", "what the model says of its training data cannot be read", ""
         if inside.any():
             message = f"{int(inside.sum())} of {len(inside)} evaluated samples were in the model's training data"
             return "error", message, "evaluate on split=test, or on data the model has not seen"

@@ -152,7 +152,7 @@ def evaluate(
     images = _data(DEFAULT_DATA if data is None else data, data_root)
     classifier = load_model(DEFAULT_MODEL if model is None else model, device=pick_device(device), allow_code=allow_code)
     classifier.check(images.images(slice(0, 1)), images.y)
-    stages, refused = _fitting(stages, classifier, threat_, images.images(slice(0, 1)))
+    stages, refused = _fitting(stages, classifier, threat_, images.images(slice(0, 1)), from_suite=attacks is None)
 
     specification = {
         "model": {"spec": _model_name(classifier), "sha256": classifier.sha256 or _weights_digest(classifier)},
@@ -181,26 +181,28 @@ def certify(model: Any = None, data: Any = None, threat: Any = None, *, method: 
     return evaluate(model, data, threat, attacks=["none"], certifiers=methods, certify_radius=radius, **options)
 
 
-def _fitting(stages: list[Stage], classifier: Classifier, threat: Threat, x: Tensor) -> tuple[list[Stage], dict[str, str]]:
-    """The stages that can work on this model, tried on one image x, and why a suite's certifiers cannot.
+def _fitting(
+    stages: list[Stage], classifier: Classifier, threat: Threat, x: Tensor, *, from_suite: bool
+) -> tuple[list[Stage], dict[str, str]]:
+    """The stages that can work on this model, tried on one image x, and why others of a suite cannot.
 
     What the user asked for by name has to fit: its BadInput is raised here, before the work begins.
     """
     refused: dict[str, str] = {}
     for stage in stages:
         method = stage.method
-        if isinstance(method, Attack):
-            method.attempts(classifier.classes or 0)
-            continue
-        if method.name in refused:
+        if stage.label in refused:
             continue
         try:
-            method.bind(classifier, threat)(x, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64))
+            if isinstance(method, Attack):
+                method.attempts(classifier.classes or 0)
+            else:
+                method.bind(classifier, threat)(x, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64))
         except BadInput as problem:
-            if not stage.on_trial:
+            if not (from_suite if isinstance(method, Attack) else stage.on_trial):
                 raise
-            refused[method.name] = str(problem)
-    return without(stages, lambda s: s.method.name in refused and isinstance(s.method, Certifier)), refused
+            refused[stage.label] = str(problem)
+    return without(stages, lambda s: s.label in refused), refused
 
 
 class _Run:
@@ -334,8 +336,8 @@ class _Run:
         bad = evidence.contradicted()
         names = tuple(f"{s.number:02d} {s.name}" for s in self.stages if s.number in bad)
         diagnostics = list(self.findings)
-        for name, why in self.refused.items():
-            diagnostics.append({"check": f"certifier {name}", "status": "skipped", "message": why, "cure": ""})
+        for label, why in self.refused.items():
+            diagnostics.append({"check": label, "status": "skipped", "message": why, "cure": ""})
         if names:
             message = f"a verified witness lies inside a certified ball of: {', '.join(names)}; these certificates do not count"
             cure = "report this: the certifier or its use is wrong"

@@ -56,6 +56,11 @@ class Stage:
         return "attack" if isinstance(self.method, Attack) else "certifier"
 
     @property
+    def label(self) -> str:
+        """Kind and specification, for example `certifier ibp`."""
+        return f"{self.kind} {self.method.spec}"
+
+    @property
     def id(self) -> str:
         """Folder name of its units."""
         budget = number_text(self.eps).replace("/", "over") if self.mode == "settle" else self.mode

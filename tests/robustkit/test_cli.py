@@ -56,6 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(tmp_path / "big.npz", x=image * 300, y=np.zeros(4, int))
     np.savez(tmp_path / "empty.npz", x=image[:0], y=np.zeros(0, int))
     np.savez(tmp_path / "label.npz", x=image, y=np.array([0, 1, 2, 12]))
+    np.savez(tmp_path / "pair.npz", x=image, y=np.array([0, 1, 1, 0]))
     np.savez(tmp_path / "colour.npz", x=np.zeros((4, 3, 8, 8), np.float32), y=np.zeros(4, int))
     for name, content in (("broken", '{"schema_version": '), ("stripped", '{"schema_version": 1}')):
         (tmp_path / name).mkdir()
@@ -133,8 +134,8 @@ BAD = [
     ("evaluate model.safetensors --out .", 2, "not empty"),
     ("evaluate model.safetensors --suite black-box --threat l0:3", 2, "not defined for threat l0"),
     ("evaluate model.safetensors --attack fab --threat l1:1", 2, "does not work for threat l1"),
-    ("evaluate usercode:pair --attack apgd:dlr-targeted", 2, "at least 4 classes"),
-    ("evaluate usercode:pair --attack fgsm:loss=dlr", 2, "at least 3 classes"),
+    ("evaluate usercode:pair --data npz:pair.npz --attack apgd:dlr-targeted", 2, "at least 4 classes"),
+    ("evaluate usercode:pair --data npz:pair.npz --attack fgsm:loss=dlr", 2, "at least 3 classes"),
     ("evaluate usercode:asserts", 2, "AssertionError"),
     ("evaluate usercode:no_std", 2, "std"),
     ("evaluate .", 2, "folder"),
@@ -203,6 +204,15 @@ def test_a_suite_leaves_out_certifiers_that_do_not_fit(place: Path, capsys: pyte
     (told,) = [d for d in answer["diagnostics"] if d["check"] == "certifier ibp"]
     assert told["status"] == "skipped"
     assert "Softmax" in told["message"]
+
+
+def test_a_suite_leaves_out_attacks_that_need_more_classes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "usercode:pair", "--data", "npz:pair.npz", "--threat", "linf:0.001", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [stage["name"] for stage in answer["stages"]] == ["ibp", "apgd", "fab", "square"]
+    (told,) = [d for d in answer["diagnostics"] if d["check"].startswith("attack apgd:loss=dlr-targeted")]
+    assert told["status"] == "skipped"
+    assert "4 classes" in told["message"]
 
 
 def test_a_users_own_module_needs_no_change(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

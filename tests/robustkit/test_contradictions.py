@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import types
@@ -15,14 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-import robustkit.attacks
-import robustkit.certify
 from robustkit.classifier import Classifier
 from robustkit.engine import certify, evaluate
 from robustkit.methods import Bound, Certifier
+from robustkit.models import zoo_names
 from robustkit.threats import Threat
-
-# ---- certificates and contradictions
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def liar(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("planted_certifier")
     module.Liar = Liar  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "planted_certifier", module)
-    monkeypatch.setitem(robustkit.certify.TABLE, "liar", "planted_certifier:Liar")
+    monkeypatch.setitem(importlib.import_module("robustkit.certify").TABLE, "liar", "planted_certifier:Liar")
 
 
 @pytest.mark.parametrize("curve", [False, True])
@@ -103,3 +101,13 @@ def test_sound_certificates_are_never_contradicted(tmp_path: Path) -> None:
             assert (run.lower < run.upper).all()
             assert (run.lower > 0).sum() > 10
             assert np.isfinite(run.upper).sum() > 10
+
+
+@pytest.mark.parametrize("threat", ["linf:0.1", "l2:0.5"])
+@pytest.mark.parametrize("name", [name for name in zoo_names() if name.startswith("digits")])
+def test_the_zoo_is_never_contradicted(go: Any, name: str, threat: str) -> None:
+    run = go(model=f"zoo:{name}", data="digits:n=40", threat=threat, curve=True, attacks=["pgd:steps=10"])
+    assert run.contradicted == ()
+    assert (run.lower < run.upper).all()
+    assert (run.lower > 0).sum() > 30
+    assert np.isfinite(run.upper).all()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import streams
+from robustkit.data import load_data
 from robustkit.diagnostics import flagged
 from robustkit.engine import evaluate
 from robustkit.models import load_model, zoo_names
@@ -112,6 +113,74 @@ def test_few_samples(statuses: Status, network: nn.Module) -> None:
 def test_training_data(statuses: Status) -> None:
     assert statuses("zoo:digits-standard", data="digits:n=220,split=all")["training data"] == "error"
     assert statuses("zoo:digits-standard")["training data"] == "pass"
+
+
+def test_saturated_logits(statuses: Status, network: nn.Module) -> None:
+    found = statuses(Wrapped(network, after=lambda z: z * 1e4))
+    assert found["zero gradients"] == "error"
+    assert found["unbounded"] == "error"
+
+
+def test_no_correct_sample(statuses: Status, network: nn.Module) -> None:
+    found = statuses(Wrapped(network, after=lambda z: z * torch.nan))
+    assert found["clean accuracy"] == "error"
+    for check in ("softmax", "repeatable", "zero gradients", "converged", "unbounded"):
+        assert found[check] == "skipped"
+
+
+def test_a_model_that_leaves_torch_is_still_judged(statuses: Status, network: nn.Module) -> None:
+    """Its gradients cannot even be asked for; score-based attacks work, and the run says what it could not check."""
+
+    class Outside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.network(torch.from_numpy(x.numpy()))
+            return logits
+
+    found = statuses(Outside(), attacks=["square:queries=20"], certifiers=["none"])
+    assert found["zero gradients"] == "error"
+    assert found["unbounded"] == "skipped"
+    assert found["clean accuracy"] == "pass"
+
+
+def test_no_attack_no_comparison(statuses: Status) -> None:
+    found = statuses("zoo:digits-ibp", attacks=["none"])
+    assert found["converged"] == found["unbounded"] == "skipped"
+    assert "error" not in found.values()
+
+
+@pytest.mark.parametrize("ranges", ["0-x", "", "5", "-", "0-3,,7", "9" * 40])
+def test_what_a_checkpoint_says_of_its_training_is_no_trusted_text(statuses: Status, ranges: str) -> None:
+    data = load_data(DATA)
+    model = load_model("zoo:digits-ibp")
+    model.metadata = {"trained_indices": ranges, "data_origin": data.origin, "data_sha256": data.sha256}
+    assert statuses(model, attacks=["none"])["training data"] in ("skipped", "pass")
+
+
+def test_training_data_is_recognised_by_the_source_s_hash(statuses: Status) -> None:
+    data = load_data(DATA)
+    model = load_model("zoo:digits-ibp")
+    seen = f"{int(data.index.min())}-{int(data.index.max())}"
+    for source, expected in ((data.sha256, "error"), ("0" * 64, "pass")):
+        model.metadata = {"trained_indices": seen, "data_origin": data.origin, "data_sha256": source}
+        assert statuses(model, attacks=["none"])["training data"] == expected
+
+
+def test_every_finding_is_worded_and_errors_have_a_cure(tmp_path: Path, network: nn.Module) -> None:
+    broken = Wrapped(network, before=lambda x: x.detach())
+    options: dict[str, Any] = {"attacks": ["fgsm"], "out": tmp_path / "run", "report": False}
+    findings = evaluate(broken.train(), "digits:n=60", "linf:0.1", **options).summary()["diagnostics"]
+    assert len(findings) >= 9
+    assert len({finding["check"] for finding in findings}) == len(findings)
+    for finding in findings:
+        assert finding["status"] in ("pass", "warn", "error", "skipped")
+        assert finding["message"]
+        assert bool(finding["cure"]) == (finding["status"] in ("warn", "error"))
+    assert "warn" in {finding["status"] for finding in findings}
+    assert "error" in {finding["status"] for finding in findings}
 
 
 @pytest.mark.parametrize("name", [name for name in zoo_names() if name.startswith("digits")])

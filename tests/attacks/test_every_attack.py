@@ -1,0 +1,81 @@
+"""What holds for every attack: witnesses within the budget, the same result in every batch, exact queries."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustkit import streams
+from robustkit.attacks import APGD, BIM, DIFGSM, FAB, FGSM, MIFGSM, PGD, Square
+from robustkit.classifier import Classifier
+from robustkit.methods import Attack, Rows
+from robustkit.models import build
+from robustkit.threats import load_threat
+
+ATTACKS: list[Attack] = [
+    FGSM(),
+    BIM(steps=4),
+    PGD(steps=5, restarts=2),
+    MIFGSM(steps=4),
+    DIFGSM(steps=4),
+    APGD("dlr-targeted", steps=6, restarts=1, targets=2),
+    FAB(steps=5, targets=2),
+    Square(queries=20),
+]
+BUDGETS = {"linf": "linf:0.1", "l2": "l2:0.8", "l1": "l1:6", "l0": "l0:9"}
+
+
+def images(count: int) -> Tensor:
+    return streams.uniform(streams.row_keys(0, "images", torch.arange(count)), (1, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return build("conv(1,6,3,s2,p1)-relu-flatten-linear(96,5)", seed=1).requires_grad_(False)
+
+
+@pytest.mark.parametrize("family", BUDGETS)
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: a.name)
+def test_budget_batches_and_queries(attack: Attack, family: str, network: nn.Module) -> None:
+    threat = load_threat(BUDGETS[family])
+    if "*" not in attack.threats and family not in attack.threats:
+        pytest.skip(f"{attack.name} is not for {family}")
+    x = images(40)
+    classifier = Classifier(network)
+    y = classifier.logits(x).argmax(1)
+    before = classifier.forwards
+    found = attack(classifier, x, y, threat=threat, batch_size=64)
+    assert classifier.forwards - before >= int(found.queries.sum())
+    assert bool(found.success.any()), "an untrained network falls to something"
+    hit = found.success
+    assert bool(threat.contains(x[hit], found.parameters[hit]).all())
+    assert torch.equal(threat.apply(x[hit], found.parameters[hit]), found.adversarial[hit])
+    assert bool((classifier.logits(found.adversarial[hit]).argmax(1) != y[hit]).all())
+    assert torch.equal(found.adversarial[~hit], x[~hit])
+    assert int(found.queries.max()) <= attack.attempts(5) * (attack.iterations + 1)
+    other = attack(classifier, x, y, threat=threat, batch_size=1)
+    for name in ("adversarial", "success", "size", "queries", "gradients", "parameters"):
+        assert torch.equal(getattr(found, name), getattr(other, name)), name
+
+
+def test_square_uses_exactly_its_queries_where_it_fails(network: nn.Module) -> None:
+    x = images(20)
+    y = Classifier(network).logits(x).argmax(1)
+    found = Square(queries=37)(network, x, y, threat="linf:0")
+    assert not bool(found.success.any())
+    assert set(found.queries.tolist()) == {37}
+
+
+@pytest.mark.parametrize(("published", "reached"), [(False, True), (True, False)])
+def test_squares_windows_reach_the_last_row_and_column(published: bool, reached: bool) -> None:
+    count = 400
+    zero, x = torch.zeros(count, dtype=torch.int64), images(1).expand(count, -1, -1, -1)
+    keys = streams.row_keys(0, "windows", torch.arange(count))
+    rows = Rows(zero, zero, x, zero, zero - 1, torch.full((count,), 0.1, dtype=torch.float64), keys, zero)
+    inside, _, _ = Square(published_windows=published)._window(rows, zero + 3, keys)
+    assert set(inside.flatten(1).sum(1).tolist()) == {9}
+    assert bool(inside[:, 0, 0, :].any())
+    assert bool(inside[:, 0, :, 0].any())
+    assert bool(inside[:, 0, -1, :].any()) is reached
+    assert bool(inside[:, 0, :, -1].any()) is reached
