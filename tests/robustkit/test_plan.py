@@ -134,7 +134,7 @@ def test_refused_stages_leave_no_gap() -> None:
 def test_a_settling_stage_receives_what_is_open() -> None:
     held, (first, *_) = evidence(), plan()
     assert np.array_equal(first.receives(held), np.flatnonzero(held.correct))
-    held.broke(np.array([1, 2]), np.array([0.05, 0.08]), 1, np.array([3, 3]))
+    held.broke(np.array([1, 2]), np.array([0.04, 0.08]), 1, np.array([3, 3]))
     held.proved(np.array([3, 5]), np.array([0.05, 0.1]), "real-arithmetic", 2)
     small, large = first, replace(first, eps=Fraction(1, 10))
     assert set(range(8)) & set(small.receives(held).tolist()) == {2, 6, 7}  # 1 is broken, 3 and 5 are proven, 0 and 4 are clean errors
