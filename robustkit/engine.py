@@ -7,6 +7,7 @@ run early, what is finished is stored, the bracket so far is valid, and the same
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -134,7 +135,8 @@ def evaluate(
         goal: untargeted, targeted:next or targeted:random.
         labels: given, or predicted (stability of the model's own answers).
         curve: search every correct sample's radius, for accuracies between the budgets.
-        out: run folder; default runs/ and a name from the specification. An unfinished run resumes.
+        out: run folder; default runs/ and a name from the specification. An unfinished run resumes;
+            a model handed over in Python gets a new folder each time unless `out` says which.
         time_limit: such as "2h"; the run then ends incomplete, with a valid bracket.
 
     Raises:
@@ -164,7 +166,7 @@ def evaluate(
         "stages": [s.describe() for s in stages],
         "seed": seed,
     }
-    folder = Path(out) if out is not None else Path("runs") / _folder_name(specification)
+    folder = Path(out) if out is not None else _folder(specification, resumes=classifier.sha256 is not None)
     store = Store(folder)
     with store.locked():
         extra = {"status": "running", "environment": environment(classifier.device), "command": command}
@@ -410,6 +412,18 @@ def _model_name(classifier: Classifier) -> str:
 def _weights_digest(classifier: Classifier) -> str | None:
     """sha256 of the weights of a module handed over in Python."""
     return state_digest(classifier.module) if isinstance(classifier.module, nn.Module) else None
+
+
+def _folder(specification: dict[str, Any], resumes: bool) -> Path:
+    """runs/ and a name from the specification; a new one where only the weights of the model are known.
+
+    Two models handed over in Python may share their weights and differ in their code: the results of
+    one must never be read back for the other.
+    """
+    named = Path("runs") / _folder_name(specification)
+    if resumes or not named.exists():
+        return named
+    return next(path for n in itertools.count(2) if not (path := named.with_name(f"{named.name}-{n}")).exists())
 
 
 def _folder_name(specification: dict[str, Any]) -> str:

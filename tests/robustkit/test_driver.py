@@ -98,17 +98,16 @@ def test_with_several_threads_the_batch_size_does_not_matter_either() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 16, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 256, 10)).eval()
-    x = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    x = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     y = Classifier(model).logits(x).argmax(1)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        for threat in (Linf("0.004"), L2("0.1")):
-            one, other = (PGD(steps=2)(model, x, y, threat=threat, batch_size=size) for size in (7, 256))
-            assert 0 < int(one.success.sum()) < 40
-            same(one, other)
+        one, other = (PGD(steps=2)(model, x, y, threat=L2("0.1"), batch_size=size) for size in (7, 256))
     finally:
         torch.set_num_threads(threads)
+    assert 0 < int(one.success.sum()) < 24
+    same(one, other)
 
 
 def test_a_sample_does_not_depend_on_the_others() -> None:

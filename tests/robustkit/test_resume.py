@@ -90,6 +90,30 @@ def test_the_default_folder_names_the_run(go: Any, tmp_path: Path, monkeypatch: 
     assert go(out=None, data="digits:n=20").folder == one.folder
 
 
+def test_models_that_share_their_weights_do_not_share_results(go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handed over in Python, nobody can tell their code apart: the second is computed anew."""
+    monkeypatch.chdir(tmp_path)
+    net = load_model(go.given["model"]).original
+    assert isinstance(net, nn.Module)
+
+    class Mine(nn.Module):
+        def __init__(self, sign: float) -> None:
+            super().__init__()
+            self.net, self.sign = net, sign
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.sign * self.net(x)
+            return logits
+
+    options: dict[str, Any] = {"out": None, "data": "digits:n=20", "certifiers": ["none"]}
+    good, bad, again = go(model=Mine(1), **options), go(model=Mine(-1), **options), go(model=Mine(1), **options)
+    assert good.summary()["clean_accuracy"] > 0.8 > 0.2 > bad.summary()["clean_accuracy"]
+    assert len({run.folder for run in (good, bad, again)}) == 3
+    go.same(good, again)
+    kept = go(model=Mine(1), **(options | {"out": again.folder}))
+    assert kept.folder == again.folder
+
+
 def test_two_processes_do_not_share_a_folder(go: Any, tmp_path: Path) -> None:
     with store.Store(tmp_path / "run").locked(), pytest.raises(BadInput, match="another process"):
         go(out=tmp_path / "run")
