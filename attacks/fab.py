@@ -86,8 +86,8 @@ class FAB(Attack):
         """Onto the linearised boundary from here and from the clean image, and between the two."""
         w, here, clean = gradient.flatten(1), (x + p).clamp(0, 1).flatten(1), x.flatten(1)
         offset = (w * (here - clean)).sum(1)
-        from_here = nearest_on_plane(here, w, value, euclidean)
-        from_clean = nearest_on_plane(clean, w, value - offset, euclidean)
+        both = nearest_on_plane(torch.cat([here, clean]), torch.cat([w, w]), torch.cat([value, value - offset]), euclidean)
+        from_here, from_clean = both.chunk(2)
         order = 2 if euclidean else torch.inf
         near = torch.linalg.vector_norm(from_here, ord=order, dim=1).clamp(min=1e-8)
         far = torch.linalg.vector_norm(from_clean, ord=order, dim=1).clamp(min=1e-8)
@@ -116,6 +116,8 @@ def nearest_on_plane(x: Tensor, w: Tensor, value: Tensor, euclidean: bool) -> Te
         rest = torch.where(capped, 0.0, gain).sum(1)
         done = torch.where(capped, weight * room, 0.0).sum(1)
         longer = torch.where(rest > 0, (goal - done) / rest.clamp(min=1e-30), length)
+        if not longer.is_cuda and not bool((longer > length).any()):
+            break
         length = torch.maximum(length, longer)
     return pull * torch.minimum(rate * length[:, None], room)
 

@@ -39,6 +39,7 @@ class Square(Attack):
     access = "score"
     threats = ("linf", "l2")
     paper = "Andriushchenko et al. 2020"
+    version = 2
 
     def __post_init__(self) -> None:
         if self.queries < 2 or self.restarts < 1 or not 0 < self.share <= 1:
@@ -67,16 +68,16 @@ class Square(Attack):
         """(R,) int64 side of each row's next window, from the share that the schedule allows."""
         height, width = rows.x.shape[2:]
         at = rows.steps if not self.rescale else rows.steps * 10000 // self.queries
-        halvings = sum((at > limit).to(torch.int64) for limit in _HALVINGS)
-        side = torch.sqrt(self.share * 0.5 ** halvings.double() * height * width).round().to(torch.int64)  # type: ignore[union-attr]
+        halvings = torch.bucketize(at, torch.tensor(_HALVINGS, device=at.device))
+        side = torch.sqrt(self.share * 0.5 ** halvings.double() * height * width).round().to(torch.int64)
         return side.clamp(1, min(height, width) - (1 if self.published_windows else 0))
 
-    def _window(self, rows: Rows, side: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A random window per row: its mask (R,1,H,W), and every pixel's row and column inside it."""
+    def _window(self, rows: Rows, side: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A window per row from (R,2) uniform numbers: its mask (R,1,H,W), and every pixel's row and column inside it."""
         height, width = rows.x.shape[2:]
         reach = 0 if self.published_windows else 1
-        top = streams.integers(streams.child(keys, 1), height - side + reach)
-        left = streams.integers(streams.child(keys, 2), width - side + reach)
+        corner = (drawn * (torch.tensor([height, width], device=drawn.device) + reach - side[:, None])).to(torch.int64)
+        top, left = corner.unbind(1)
         i = torch.arange(height, device=side.device)[None] - top[:, None]
         j = torch.arange(width, device=side.device)[None] - left[:, None]
         inside = ((i >= 0) & (i < side[:, None]))[:, None, :, None] & ((j >= 0) & (j < side[:, None]))[:, None, None, :]
@@ -91,8 +92,9 @@ class Square(Attack):
         return (signs * _wide(rows.eps, signs).to(signs.dtype)).expand_as(rows.x).contiguous()
 
     def _move_linf(self, rows: Rows, best: Tensor, side: Tensor, keys: Tensor) -> Tensor:
-        inside, _, _ = self._window(rows, side, keys)
-        signs = self._signs(rows, streams.child(keys, 3))
+        drawn = streams.uniform(keys, (2 + rows.x.shape[1],))
+        inside, _, _ = self._window(rows, side, drawn[:, :2])
+        signs = torch.where(drawn[:, 2:] < 0.5, 1.0, -1.0)[:, :, None, None]
         return torch.where(inside, signs * _wide(rows.eps, signs).to(signs.dtype), best)
 
     def _bumps(self, rows: Rows, threat: Threat) -> Tensor:
@@ -114,8 +116,9 @@ class Square(Attack):
         """Move the norm of a second window, and what the budget leaves, into a bump in the first."""
         most = min(rows.x.shape[2:])
         side = torch.where(side % 2 == 0, side + 1, side).clamp(min=min(3, most), max=most if most % 2 else most - 1)
-        first, i, j = self._window(rows, side, keys)
-        second, _, _ = self._window(rows, side, streams.child(keys, 4))
+        drawn = streams.uniform(keys, (4 + best.shape[1],))
+        first, i, j = self._window(rows, side, drawn[:, :2])
+        second, _, _ = self._window(rows, side, drawn[:, 2:4])
         table = _bump_table(most).to(best.device)
         bump = table[side[:, None, None], i.clamp(0, most - 1)[:, :, None], j.clamp(0, most - 1)[:, None, :]][:, None]
         channels = best.shape[1]
@@ -123,7 +126,7 @@ class Square(Attack):
         both = torch.linalg.vector_norm((best * (first | second)).flatten(2), dim=2)
         old = best * first
         old = old / _wide(torch.linalg.vector_norm(old.flatten(2), dim=2) + 1e-12, old)
-        new = (bump * self._signs(rows, streams.child(keys, 3)) + old) * first
+        new = (bump * torch.where(drawn[:, 4:] < 0.5, 1.0, -1.0)[:, :, None, None] + old) * first
         spare = (rows.eps.to(norm.dtype) ** 2 - norm**2).clamp(min=0) / channels
         length = torch.sqrt(spare[:, None] + both**2) / (torch.linalg.vector_norm(new.flatten(2), dim=2) + 1e-12)
         moved = torch.where(first, new * _wide(length, new), torch.where(second, 0.0, best))

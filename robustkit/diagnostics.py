@@ -194,6 +194,8 @@ class Examination:
         used = [s.method for s in self.stages if isinstance(s.method, Attack) and s.mode == "settle"]
         if not used:
             return "skipped", "no attack was run", ""
+        if not self.judge.threat.reaches_every_image:
+            return "skipped", f"threat {self.judge.threat.name} does not reach every image, whatever its budget", ""
         most = self.judge.threat.unbounded(self.data.shape)
         attack = registry.make("attack", "pgd:steps=40,restarts=2")
         left = int((~self._attack(attack, float_below(most))).sum())
@@ -206,13 +208,14 @@ class Examination:
         return "pass", f"{left} of {len(self.probe)} probe samples survive an unbounded budget", ""
 
     def _stronger(self, used: Sequence[Attack]) -> Attack:
-        """The last iterated attack of the run with twice its steps and restarts, else PGD-100 x 5."""
-        for attack in reversed(used):
-            fields: dict[str, Any] = attack.__dict__
-            if attack.access == "gradient" and {"steps", "restarts"} <= fields.keys():
-                spec = attack.spec
-                options = dict(spec.options) | {"steps": 2 * fields["steps"], "restarts": 2 * fields["restarts"]}
-                return build(type(attack), type(spec)(spec.name, (), {k: _exact(v) for k, v in options.items()}), "attack")
+        """The run's last gradient attack that stays within the budget (else its last at all) with twice its
+        steps and restarts; PGD-100 x 5 where there is none."""
+        iterated = [a for a in used if a.access == "gradient" and {"steps", "restarts"} <= a.__dict__.keys()]
+        if iterated:
+            attack = ([a for a in iterated if a.bounded] or iterated)[-1]
+            spec, fields = attack.spec, attack.__dict__
+            options = dict(spec.options) | {"steps": 2 * fields["steps"], "restarts": 2 * fields["restarts"]}
+            return build(type(attack), type(spec)(spec.name, (), {k: _exact(v) for k, v in options.items()}), "attack")
         found = registry.make("attack", "pgd:steps=100,restarts=5")
         assert isinstance(found, Attack)
         return found
@@ -221,8 +224,15 @@ class Examination:
         return self.data.images(torch.from_numpy(self.probe))
 
     def _attack(self, attack: Attack, budget: float) -> Any:
-        """(probe,) bool: who falls to this attack at this budget."""
-        at = torch.from_numpy(self.probe)
+        """(probe,) bool: who falls to this attack at this budget; certified samples are not tried."""
+        fell = np.zeros(len(self.probe), dtype=bool)
+        tried = np.flatnonzero(self.evidence.lower[self.probe] < budget)
+        if len(tried):
+            fell[tried] = self._hits(attack, budget, self.probe[tried])
+        return fell
+
+    def _hits(self, attack: Attack, budget: float, probe: Ints) -> Any:
+        at = torch.from_numpy(probe)
         label = torch.from_numpy(self.evidence.label)
         eps = torch.full((len(at),), budget, dtype=torch.float64)
         samples = Samples(self.data.index[at], label[at], self.targets[at], self.logits[at], eps, lambda i: self.data.images(at[i]))

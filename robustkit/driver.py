@@ -7,10 +7,11 @@ take their place in groups that keep it a multiple of 16.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from robustkit.methods import Attack, Result, Rows, State
 from robustkit.numerics import PAD, float_below, padded
 from robustkit.threats import Threat, load_threat
 from robustkit.views import VIEWS
+
+if TYPE_CHECKING:
+    from robustkit.data import Data
 
 Stop = Literal["first", "never"]
 BatchSize = int | Literal["auto"]
@@ -123,6 +127,7 @@ class Driver:
         stop: Stop = "first",
         batch_size: BatchSize = "auto",
         tick: Callable[[int], None] | None = None,
+        pool: Callable[[], Data] | None = None,
     ) -> None:
         check_batch(batch_size)
         attack.accepts(judge.threat)
@@ -133,6 +138,8 @@ class Driver:
         keep = "best" if stop == "never" else "first"
         self.view = VIEWS[attack.access](self.classifier, self.threat, judge.goal, keep, attack.bounded)
         self.tick = tick or (lambda finished: None)
+        self.pool = pool
+        self.unit = PAD if attack.access == "gradient" else PAD // math.gcd(PAD, attack.width)
         self.poll = 1 if self.classifier.device.type == "cpu" else 4
 
     def run(self, samples: Samples, deliver: Callable[[Outcome], None]) -> None:
@@ -149,17 +156,23 @@ class Driver:
         self.attempts = self.attack.attempts(samples.logits.shape[1])
         shape = tuple(samples.images(torch.tensor([0])).shape[1:])
         capacity = auto_batch(shape, self.classifier.device) if self.batch_size == "auto" else padded(self.batch_size)
+        capacity = padded(max(1, capacity // self.attack.width), self.unit)
+        most = float(samples.eps.max())
+        self.view.shared = self.attack.prepare(self.pool or self._no_pool, self.classifier, self.threat, most, self.seed)
         queue: Queue = deque((at, 0) for at in range(len(samples)))
         while queue:
             self.entries: list[Entry] = []
             try:
                 self._drain(queue, capacity)
             except RuntimeError as problem:
-                if not out_of_memory(problem) or capacity <= PAD:
+                if not out_of_memory(problem) or capacity <= self.unit:
                     raise
-                capacity = padded(capacity // 2)
+                capacity = padded(capacity // 2, self.unit)
                 queue.extendleft(reversed(self.entries))
                 torch.cuda.empty_cache()
+
+    def _no_pool(self) -> Data:
+        raise BadInput(f"{self.attack.name} needs other images to learn from or to start at: hand some over with pool=")
 
     def _drain(self, queue: Queue, capacity: int) -> None:
         """Work until queue and batch are empty; `entries` are the rows at work, begun anew after out-of-memory."""
@@ -174,7 +187,7 @@ class Driver:
             over = self.view.book["done"] & batch.live
             finished = int(over.sum())
             left = len(self.entries) - finished
-            if left and padded(left) == len(batch.rows) and not (queue and finished >= PAD):
+            if left and padded(left, self.unit) == len(batch.rows) and not (queue and finished >= self.unit):
                 continue
             if finished:
                 self._settle(queue, batch.rows.pick(over), over)
@@ -188,14 +201,14 @@ class Driver:
         fresh = [queue.popleft() for _ in range(min(len(queue), max(0, capacity - len(keep))))]
         self.entries = [self.entries[i] for i in keep.tolist()] + fresh
         total = len(self.entries)
-        filler = padded(total) - total
+        filler = padded(total, self.unit) - total
         parts: list[tuple[Rows, State, State]] = []
         if batch is not None and len(keep):
             where = keep if fresh else torch.cat([keep, keep[-1:].expand(filler)])
             parts.append((batch.rows.pick(where), _pick(batch.state, where), _pick(self.view.book, where)))
         if fresh:
             count = len(fresh) + filler
-            rows = self._rows(fresh + [fresh[-1]] * (padded(count) - len(fresh)))
+            rows = self._rows(fresh + [fresh[-1]] * (padded(count, self.unit) - len(fresh)))
             self.view.rows, self.view.book = rows, self.view.open(rows)
             state = self.attack.init(rows, self.view, self.threat)
             where = torch.arange(count, device=rows.x.device)
@@ -290,9 +303,10 @@ def attack_images(
     stop: Stop = "first",
     batch_size: BatchSize = "auto",
     device: str | torch.device = "auto",
+    pool: Data | tuple[Tensor, Tensor] | None = None,
 ) -> Result:
     """Run one attack on images held in memory; see Attack.__call__."""
-    from robustkit.data import check_images
+    from robustkit.data import Data, as_data, check_images
 
     check_batch(batch_size)
     if stop not in get_args(Stop):
@@ -314,7 +328,11 @@ def attack_images(
     eps = torch.full((count,), float_below(threat.eps), dtype=torch.float64)
     samples = Samples(index, y, target, logits, eps, lambda where: x[where.to(x.device)]).pick(at)
     found: list[Outcome] = []
-    Driver(attack, judge, seed=seed, stop=stop, batch_size=batch_size).run(samples, found.append)
+
+    def others() -> Data:
+        return pool if isinstance(pool, Data) else as_data(*(pool or (x, labels)))
+
+    Driver(attack, judge, seed=seed, stop=stop, batch_size=batch_size, pool=others).run(samples, found.append)
 
     adversarial, size = x.clone(), torch.where(correct, torch.inf, 0.0).double()
     success = torch.zeros(count, dtype=torch.bool)

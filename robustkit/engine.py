@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from robustkit.models import load_model
 from robustkit.models.weights import state_digest
 from robustkit.numerics import margins, padded
 from robustkit.plan import Stage, make_plan, without
+from robustkit.pool import pool_of
 from robustkit.spec import digest, number_text
 from robustkit.stages import Bench
 from robustkit.store import UNIT, Store, canonical_json, write_atomic
@@ -171,7 +173,8 @@ def evaluate(
     with store.locked():
         extra = {"status": "running", "environment": environment(classifier.device), "command": command}
         store.bind(specification, extra)
-        run = _Run(classifier, images, threat_, goal_, labels, budgets, stages, seed, batch_size, store, Clock(limit, progress))
+        pool, clock = cache(lambda: pool_of(images, data_root)), Clock(limit, progress)
+        run = _Run(classifier, images, threat_, goal_, labels, budgets, stages, seed, batch_size, store, clock, pool)
         run.specification, run.extra, run.refused = specification, extra, refused
         return run.work(report)
 
@@ -227,10 +230,11 @@ class _Run:
         batch_size: BatchSize,
         store: Store,
         clock: Clock,
+        pool: Callable[[], Data],
     ) -> None:
         self.judge = Judge(classifier, threat, goal)
         self.data, self.labels, self.budgets, self.stages, self.seed = data, labels, budgets, stages, seed
-        self.batch_size, self.store, self.clock = batch_size, store, clock
+        self.batch_size, self.store, self.clock, self.pool = batch_size, store, clock, pool
         self.history: dict[int, tuple[float, float]] = {}
         self.findings: list[Finding] = []
 
@@ -303,7 +307,7 @@ class _Run:
         confidence = logits.double().softmax(1).gather(1, label[:, None])[:, 0]
         margin = -margins(logits, label).double()
         evidence = Evidence(data.index.numpy(), label.numpy(), predicted.numpy(), confidence.numpy(), margin.numpy(), correct.numpy())
-        self.bench = Bench(self.judge, data, evidence, self.store, self.clock, self.seed, self.batch_size, logits, targets)
+        self.bench = Bench(self.judge, data, evidence, self.store, self.clock, self.seed, self.batch_size, logits, targets, self.pool)
 
     def _stage(self, stage: Stage) -> None:
         assert self.bench is not None

@@ -15,6 +15,7 @@ from robustkit.spec import Spec, canonical, digest
 
 if TYPE_CHECKING:
     from robustkit.classifier import Classifier
+    from robustkit.data import Data
     from robustkit.threats import Threat
     from robustkit.views import View
 
@@ -131,6 +132,11 @@ class Attack(Method):
     """Whether all queried points lie within the budget; minimum-norm attacks also look beyond it."""
 
     @property
+    def width(self) -> int:
+        """Points that a row sends forward at once (view.many); batches hold that many fewer rows."""
+        return 1
+
+    @property
     @abstractmethod
     def iterations(self) -> int:
         """Steps of one attempt."""
@@ -147,6 +153,15 @@ class Attack(Method):
         """(R,) class each row aims at, from the clean logits; -1 for none."""
         return torch.full_like(y, -1)
 
+    def prepare(self, pool: Callable[[], Data], classifier: Classifier, threat: Threat, eps: float, seed: int) -> dict[str, Any]:
+        """What all rows share, made once before the first and found in `view.shared`.
+
+        Args:
+            pool: gives labelled images of the training split, to learn from or to start at.
+            eps: the largest budget of the rows to come.
+        """
+        return {}
+
     @abstractmethod
     def init(self, rows: Rows, view: View, threat: Threat) -> State:
         """The state of fresh rows; must hold `p`, and may hold `over` (R,) bool for rows that end early."""
@@ -159,7 +174,8 @@ class Attack(Method):
         """Attack images x (N,C,H,W) in [0,1] with labels y (N,).
 
         Keyword options: seed=0, index=(N,) dataset indices (default 0..N-1), stop="first" or
-        "never", batch_size="auto", device="auto". Raises BadInput.
+        "never", batch_size="auto", device="auto", pool=Data or (x, y) for attacks that learn from
+        other images (default the images themselves). Raises BadInput.
         """
         from robustkit.driver import attack_images
 

@@ -17,9 +17,9 @@ MARGIN = 1e-5
 """A witness needs a margin of at least MARGIN x (1 + max|z|)."""
 
 
-def padded(rows: int) -> int:
-    """The next multiple of PAD, at least PAD."""
-    return max(PAD, -(-rows // PAD) * PAD)
+def padded(rows: int, unit: int = PAD) -> int:
+    """The next multiple of PAD (or another unit), at least one."""
+    return max(unit, -(-rows // unit) * unit)
 
 
 def pad_rows(tensor: Tensor, rows: int) -> Tensor:

@@ -56,6 +56,8 @@ class Bench:
     """(N,K) clean logits."""
     targets: torch.Tensor
     """(N,) goal targets."""
+    pool: Callable[[], Data]
+    """Images of the training split."""
     tallies: dict[int, Tally] = field(default_factory=dict)
 
     def run(self, stage: Stage, stages: list[Stage]) -> None:
@@ -109,7 +111,7 @@ class Bench:
 
     def _driver(self, attack: Attack, tick: bool = True) -> Driver:
         heard: Callable[[int], None] = self.clock.tick if tick else lambda finished: self.clock.tick(0)
-        return Driver(attack, self.judge, seed=self.seed, batch_size=self.batch_size, tick=heard)
+        return Driver(attack, self.judge, seed=self.seed, batch_size=self.batch_size, tick=heard, pool=self.pool)
 
     def _search(self, stage: Stage, attack: Attack, missing: list[Ints], work: Ints, writer: _UnitWriter) -> None:
         most = float_below(self.judge.threat.unbounded(self.data.shape))

@@ -7,7 +7,7 @@ loss), so attacks never handle success themselves and none is lost on the way.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from robustkit.classifier import Classifier
 from robustkit.goals import Goal
 from robustkit.methods import Rows, State
-from robustkit.numerics import clear_margin, within
+from robustkit.numerics import clear_margin, pad_rows, padded, within
 from robustkit.threats import Threat
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -32,6 +32,8 @@ class View:
         self.classifier, self.threat, self.goal, self.keep, self.bounded = classifier, threat, goal, keep, bounded
         self.rows: Rows
         self.book: State = {}
+        self.shared: dict[str, Any] = {}
+        """What the attack's `prepare` made."""
         self.loss: Loss = goal.margin
 
     def open(self, rows: Rows) -> State:
@@ -79,15 +81,41 @@ class View:
 
     def _forward(self, p: Tensor) -> Tensor:
         with torch.no_grad():
-            logits = self.classifier.search(self.threat.apply(self.rows.x, p))
+            images = self.threat.apply(self.rows.x, p)
+            logits = self.classifier.search(pad_rows(images, padded(len(images))))[: len(images)]
         self._see(p, logits)
         if self.by_margin:
             self._weigh(p, self.goal.margin(logits, self.rows.y, self.rows.target))
         return logits
 
+    def _many(self, p: Tensor) -> Tensor:
+        """(R,S,K) logits at S points a row, p (R,S,...); each row's best point by margin stands for it in the book."""
+        count, points = p.shape[:2]
+        rows, flat = self.rows, p.flatten(0, 1)
+        y, target = (v.repeat_interleave(points) for v in (rows.y, rows.target))
+        with torch.no_grad():
+            x = rows.x[:, None].expand(-1, points, *rows.x.shape[1:]).flatten(0, 1)
+            images = self.threat.apply(x, flat)
+            logits = self.classifier.search(pad_rows(images, padded(len(images))))[: len(images)]
+            margin = self.goal.margin(logits, y, target)
+            if not self.bounded:
+                inside = within(self.threat.size(x, flat), rows.eps.repeat_interleave(points))
+                margin = torch.where(inside, margin, -torch.inf)
+            best = margin.view(count, points).argmax(1) + torch.arange(count, device=p.device) * points
+        asked = self.book["queries"] + points * ~self.book["done"]
+        self._see(flat[best], logits[best])
+        if self.by_margin:
+            self._weigh(flat[best], margin[best])
+        self.book["queries"] = asked
+        return logits.view(count, points, -1)
+
     def decisions(self, p: Tensor) -> Tensor:
         """(R,) predicted classes at p."""
         return self._forward(p).argmax(1)
+
+    def many_decisions(self, p: Tensor) -> Tensor:
+        """(R,S) predicted classes at S points a row, p (R,S,...)."""
+        return self._many(p).argmax(2)
 
 
 class ScoreView(View):
@@ -96,6 +124,10 @@ class ScoreView(View):
     def scores(self, p: Tensor) -> Tensor:
         """(R,K) logits at p."""
         return self._forward(p)
+
+    def many(self, p: Tensor) -> Tensor:
+        """(R,S,K) logits at S points a row, p (R,S,...), in one forward; counts S queries a row."""
+        return self._many(p)
 
 
 class GradientView(ScoreView):
@@ -123,6 +155,25 @@ class GradientView(ScoreView):
         self._see(p, kept["logits"] if through is None else None)
         if through is None:
             self._weigh(p, values)
+        return found.nan_to_num_(0.0, 0.0, 0.0), values
+
+    def averaged(self, p: Tensor, loss: Loss, through: Callable[[Tensor], Tensor], draws: int) -> tuple[Tensor, Tensor]:
+        """As `gradient`, averaged over `draws` images of every row, all in one forward.
+
+        `through` maps images (R,...) to (R x draws,...), those of a row one after another. Counts as
+        many queries and gradients; none of the images is a candidate.
+        """
+        rows = self.rows
+        self.loss = loss
+        y, target = (v.repeat_interleave(draws) for v in (rows.y, rows.target))
+
+        def objective(image: Tensor) -> Tensor:
+            return loss(self.classifier.search(through(image)), y, target).view(len(rows), draws).mean(1)
+
+        found, values = self.threat.gradient(rows.x, p, objective)
+        self.classifier.backwards += draws * len(rows)
+        asked = draws * ~self.book["done"]
+        self.book["queries"], self.book["gradients"] = self.book["queries"] + asked, self.book["gradients"] + asked
         return found.nan_to_num_(0.0, 0.0, 0.0), values
 
 

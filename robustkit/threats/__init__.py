@@ -5,10 +5,12 @@ from __future__ import annotations
 from robustkit.errors import BadInput, unknown
 from robustkit.spec import build, parse
 from robustkit.threats.base import Threat
+from robustkit.threats.flow import Flow
 from robustkit.threats.norms import L2, Linf
+from robustkit.threats.rotation import Rotation
 from robustkit.threats.sparse import L0, L1
 
-THREATS: dict[str, type[Threat]] = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
+THREATS: dict[str, type[Threat]] = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0, "rotation": Rotation, "flow": Flow}
 
 
 def load_threat(threat: str | Threat) -> Threat:
@@ -23,4 +25,4 @@ def load_threat(threat: str | Threat) -> Threat:
     return build(THREATS[spec.name], spec, "threat")
 
 
-__all__ = ["L0", "L1", "L2", "THREATS", "Linf", "Threat", "load_threat"]
+__all__ = ["L0", "L1", "L2", "THREATS", "Flow", "Linf", "Rotation", "Threat", "load_threat"]

@@ -55,6 +55,8 @@ class Threat(ABC):
     name: ClassVar[str] = ""
     positional: ClassVar[tuple[str, ...]] = ("eps",)
     unit: ClassVar[str] = ""
+    reaches_every_image: ClassVar[bool] = False
+    """Whether every image of the box can be made of every other at the `unbounded` budget."""
 
     def __init__(self, eps: Fraction | str | float | int) -> None:
         object.__setattr__(self, "eps", exact(eps))

@@ -28,6 +28,8 @@ def column(values: Tensor, like: Tensor) -> Tensor:
 class NormThreat(Threat):
     """Shared by the additive families. The size is that of the change really made to the image."""
 
+    reaches_every_image = True
+
     def zero(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
 

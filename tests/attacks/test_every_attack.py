@@ -73,7 +73,7 @@ def test_squares_windows_reach_the_last_row_and_column(published: bool, reached:
     zero, x = torch.zeros(count, dtype=torch.int64), images(1).expand(count, -1, -1, -1)
     keys = streams.row_keys(0, "windows", torch.arange(count))
     rows = Rows(zero, zero, x, zero, zero - 1, torch.full((count,), 0.1, dtype=torch.float64), keys, zero)
-    inside, _, _ = Square(published_windows=published)._window(rows, zero + 3, keys)
+    inside, _, _ = Square(published_windows=published)._window(rows, zero + 3, streams.uniform(keys, (2,)))
     assert set(inside.flatten(1).sum(1).tolist()) == {9}
     assert bool(inside[:, 0, 0, :].any())
     assert bool(inside[:, 0, :, 0].any())
