@@ -2,7 +2,9 @@
 
 A row is (sample, attempt). A sample's attempts (restarts, targets) follow one another, and only
 while the sample is unbroken, so no work is done on settled samples. Rows leave a batch and others
-take their place in groups that keep it a multiple of 16.
+take their place in groups that keep it a multiple of 16. What would be padding tries the next
+attempts of the last samples ahead of their turn; they count only when their turn comes, so that
+nothing depends on it but time.
 """
 
 from __future__ import annotations
@@ -153,6 +155,9 @@ class Driver:
         self.samples, self.deliver = samples, deliver
         self.spent = torch.zeros(2, len(samples), dtype=torch.int64)
         self.best: dict[int, tuple[tuple[bool, float], Outcome]] = {}
+        self.turn = torch.zeros(len(samples), dtype=torch.int64)
+        self.begun = [1] * len(samples)
+        self.ahead: dict[Entry, tuple[Outcome, Tensor]] = {}
         self.attempts = self.attack.attempts(samples.logits.shape[1])
         shape = tuple(samples.images(torch.tensor([0])).shape[1:])
         capacity = auto_batch(shape, self.classifier.device) if self.batch_size == "auto" else padded(self.batch_size)
@@ -168,7 +173,7 @@ class Driver:
                 if not out_of_memory(problem) or capacity <= self.unit:
                     raise
                 capacity = padded(capacity // 2, self.unit)
-                queue.extendleft(reversed(self.entries))
+                queue.extendleft(reversed([e for e in self.entries if self.turn[e[0]] <= e[1]]))
                 torch.cuda.empty_cache()
 
     def _no_pool(self) -> Data:
@@ -187,7 +192,7 @@ class Driver:
             over = self.view.book["done"] & batch.live
             finished = int(over.sum())
             left = len(self.entries) - finished
-            if left and padded(left, self.unit) == len(batch.rows) and not (queue and finished >= self.unit):
+            if left and padded(left, self.unit) == len(batch.rows) and not (queue and finished >= self.unit) and not self.early:
                 continue
             if finished:
                 self._settle(queue, batch.rows.pick(over), over)
@@ -197,9 +202,12 @@ class Driver:
         """The unfinished rows, then fresh ones, then padding that nobody looks at; None when all is done."""
         keep = torch.zeros(0, dtype=torch.int64)
         if batch is not None:
-            keep = (~self.view.book["done"] & batch.live).nonzero()[:, 0]
+            at, attempt = torch.tensor(self.entries).unbind(1)
+            wanted = (self.turn[at] <= attempt).to(batch.live.device)
+            keep = (wanted & ~self.view.book["done"][: len(wanted)]).nonzero()[:, 0]
         fresh = [queue.popleft() for _ in range(min(len(queue), max(0, capacity - len(keep))))]
         self.entries = [self.entries[i] for i in keep.tolist()] + fresh
+        self.early = not queue and 1 < self.attempts and self._try_ahead(fresh, padded(len(self.entries), self.unit) - len(self.entries))
         total = len(self.entries)
         filler = padded(total, self.unit) - total
         parts: list[tuple[Rows, State, State]] = []
@@ -222,6 +230,19 @@ class Driver:
         self.view.rows, self.view.book = rows, book
         return _Batch(rows, _join([part[1] for part in parts]), live)
 
+    def _try_ahead(self, fresh: list[Entry], room: int) -> bool:
+        """Fill `room` with later attempts of the samples at work; whether any row is ahead of its turn."""
+        for at in sorted({at for at, _ in self.entries}) * (room if room else 0):
+            if not room:
+                break
+            if self.begun[at] < self.attempts:
+                entry = (at, self.begun[at])
+                self.begun[at] += 1
+                fresh.append(entry)
+                self.entries.append(entry)
+                room -= 1
+        return any(self.turn[at] < attempt for at, attempt in self.entries)
+
     def _rows(self, entries: list[tuple[int, int]]) -> Rows:
         device, samples = self.classifier.device, self.samples
         at = torch.tensor([e[0] for e in entries])
@@ -238,17 +259,37 @@ class Driver:
         book = _pick(self.view.book, over)
         p, verified, size, logits, loss = self._verdict(rows, book)
         entries = [self.entries[i] for i in over.nonzero()[:, 0].tolist()]
-        at = torch.tensor([e[0] for e in entries])
-        self.spent[0].index_add_(0, at, book["queries"].cpu())
-        self.spent[1].index_add_(0, at, book["gradients"].cpu())
-        judged = [part.cpu() for part in (verified, size, p, logits.argmax(1))]
-        found = Outcome(*[at, *judged, self.spent[0][at], self.spent[1][at]])
-        last = torch.tensor([e[1] + 1 >= self.attempts for e in entries])
+        at, attempt = torch.tensor(entries).unbind(1)
+        judged = [part.cpu() for part in (verified, size, p, logits.argmax(1), book["queries"], book["gradients"])]
+        found, loss = Outcome(at, *judged), loss.cpu()
+        while len(at):
+            for i in (attempt > self.turn[at]).nonzero()[:, 0].tolist():
+                self.ahead[int(at[i]), int(attempt[i])] = found.pick(torch.tensor([i])), loss[i : i + 1]
+            due = attempt == self.turn[at]
+            self._advance(queue, found.pick(due), attempt[due], loss[due])
+            ready = [entry for entry in self.ahead if self.turn[entry[0]] >= entry[1]]
+            parts = [(self.ahead.pop(entry), entry) for entry in ready if self.turn[entry[0]] == entry[1]]
+            self.ahead = {entry: held for entry, held in self.ahead.items() if entry not in ready}
+            if not parts:
+                break
+            at, attempt = torch.tensor([entry for _, entry in parts]).unbind(1)
+            found, loss = Outcome.join([held[0] for held, _ in parts]), torch.cat([held[1] for held, _ in parts])
+
+    def _advance(self, queue: Queue, found: Outcome, attempt: Tensor, loss: Tensor) -> None:
+        """Attempts whose turn it was are decided: deliver samples that are through, let the others' next attempt begin."""
+        self.spent[0].index_add_(0, found.at, found.queries)
+        self.spent[1].index_add_(0, found.at, found.gradients)
+        found = replace(found, queries=self.spent[0][found.at], gradients=self.spent[1][found.at])
+        last = attempt + 1 >= self.attempts
         if self.stop == "first":
             last = last | found.success
         elif self.attempts > 1:
             found = self._best(found, loss.tolist())
-        queue.extend((a, attempt + 1) for (a, attempt), through in zip(entries, last.tolist()) if not through)
+        self.turn[found.at] = torch.where(last, self.attempts, attempt + 1)
+        for at, following in zip(found.at[~last].tolist(), (attempt[~last] + 1).tolist()):
+            if self.begun[at] == following:
+                self.begun[at] += 1
+                queue.append((at, following))
         if bool(last.any()):
             self.deliver(found.pick(last))
             self.tick(int(last.sum()))

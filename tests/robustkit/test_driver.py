@@ -259,13 +259,19 @@ def expected_counts(log: list[Call], count: int, iterations: int, *, never: bool
     return [queries[i] for i in every], [gradients[i] for i in every], [forwards[i] for i in every]
 
 
+@pytest.fixture
+def in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One attempt of a sample at a time, so that a log of calls can be read per sample."""
+    monkeypatch.setattr(Driver, "_try_ahead", lambda *_: False)
+
+
 @pytest.mark.parametrize("batch_size", [1, 48, 256])
 @pytest.mark.parametrize(
     ("attack", "iterations"),
     [(PGD(steps=5, restarts=3), 5), (FGSM(), 1), (APGD(steps=7, restarts=2), 7), (APGD("dlr-targeted", steps=4, restarts=1), 4)],
     ids=lambda v: getattr(v, "name", ""),
 )
-def test_queries_and_gradients_are_counted_exactly(attack: Attack, iterations: int, batch_size: int) -> None:
+def test_queries_and_gradients_are_counted_exactly(attack: Attack, iterations: int, batch_size: int, in_turn: None) -> None:
     module, x, y = counted()
     model = Classifier(module)
     judge = Judge(model, Linf("0.004"), Goal())
@@ -310,7 +316,24 @@ def test_a_settled_sample_is_not_worked_on() -> None:
 # ---- first hit, restarts
 
 
-def test_the_first_hit_is_returned() -> None:
+@pytest.mark.parametrize("stop", ["first", "never"])
+@pytest.mark.parametrize("count", [1, 5, 37])
+@pytest.mark.parametrize(
+    "attack", [PGD(steps=5, restarts=7), APGD("dlr-targeted", steps=4, restarts=2), Square(queries=9, restarts=5)], ids=lambda a: a.name
+)
+def test_trying_attempts_ahead_of_their_turn_changes_nothing(
+    attack: Attack, count: int, stop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x, y = counted()
+    ahead = attack(module, x[:count], y[:count], threat=Linf("0.004"), stop=stop)
+    rows = sum(len(call.tags) for call in module.log)
+    monkeypatch.setattr(Driver, "_try_ahead", lambda *_: False)
+    module.log.clear()
+    same(ahead, attack(module, x[:count], y[:count], threat=Linf("0.004"), stop=stop))
+    assert rows <= sum(len(call.tags) for call in module.log), "no more rows than one attempt after the other"
+
+
+def test_the_first_hit_is_returned(in_turn: None) -> None:
     """Every queried point of a sample is logged; the result is the first of them that was an error."""
     seen: dict[int, list[Tensor]] = {}
 
