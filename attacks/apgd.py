@@ -25,7 +25,7 @@ from robustkit.views import GradientView
 
 @dataclass(frozen=True)
 class APGD(Attack):
-    """Fields: loss (`dlr-targeted` runs one attempt for each of the `targets` likeliest wrong
+    """PGD with momentum and step lengths that adapt to each sample. Fields: loss (`dlr-targeted` runs one attempt for each of the `targets` likeliest wrong
     classes), steps, restarts, targets, momentum, rho (share of improving steps below which the
     step length is halved)."""
 

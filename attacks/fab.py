@@ -26,7 +26,7 @@ _ROUNDS = 12
 
 @dataclass(frozen=True)
 class FAB(Attack):
-    """Fields: steps across or towards the boundary; targets, the likeliest wrong classes tried in
+    """The nearest point of another class, by steps onto linearised boundaries. Fields: steps across or towards the boundary; targets, the likeliest wrong classes tried in
     turn; restarts (the first from the clean image, others from a random point at half the budget);
     alpha, the largest bias to the clean image; overshoot; back, the share kept when moving back."""
 

@@ -25,7 +25,7 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclass(frozen=True)
 class Square(Attack):
-    """Fields: queries in all; share of the image that the first windows cover; restarts; rescale
+    """Random search over square windows, scores only. Fields: queries in all; share of the image that the first windows cover; restarts; rescale
     the published schedule to the number of queries; published_windows."""
 
     queries: int = 5000

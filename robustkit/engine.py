@@ -41,6 +41,7 @@ from robustkit.spec import digest, number_text
 from robustkit.stages import Bench
 from robustkit.store import UNIT, Store, canonical_json, write_atomic
 from robustkit.summary import environment, stage_rows, summarise
+from robustkit.threads import threads_for
 from robustkit.threats import Threat, load_threat
 from robustkit.threats.base import exact
 
@@ -170,7 +171,7 @@ def evaluate(
     }
     folder = Path(out) if out is not None else _folder(specification, resumes=classifier.sha256 is not None)
     store = Store(folder)
-    with store.locked():
+    with store.locked(), threads_for(images.shape):
         extra = {"status": "running", "environment": environment(classifier.device), "command": command}
         store.bind(specification, extra)
         pool, clock = cache(lambda: pool_of(images, data_root)), Clock(limit, progress)

@@ -73,7 +73,7 @@ def write_witnesses(store: Store, stages: Sequence[Stage], evidence: Evidence, d
                 "index": evidence.index[mine],
                 "position": mine,
                 "size": evidence.upper[mine],
-                "stage": evidence.upper_stage[mine],
+                "stage": evidence.upper_stage[mine] - 1,
                 "parameters": p.numpy(),
                 "image": image.numpy(),
             }
