@@ -19,15 +19,17 @@ from torch import Tensor
 from robustkit.attacks.losses import LOSSES, check_classes
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
+from robustkit.numerics import choose
 from robustkit.threats import Threat
 from robustkit.views import GradientView
 
 
 @dataclass(frozen=True)
 class APGD(Attack):
-    """PGD with momentum and step lengths that adapt to each sample. Fields: loss (`dlr-targeted` runs one attempt for each of the `targets` likeliest wrong
-    classes), steps, restarts, targets, momentum, rho (share of improving steps below which the
-    step length is halved)."""
+    """PGD with momentum and step lengths that adapt to each sample. Fields: loss (`dlr-targeted`
+    runs one attempt for each of the `targets` likeliest wrong classes), steps, restarts, targets,
+    momentum, rho (share of improving steps below which the step length is halved), eot (draws a
+    gradient of a random model is averaged over, 0 for what the model declares)."""
 
     loss: Literal["ce", "dlr", "dlr-targeted"] = "ce"
     steps: int = 100
@@ -35,6 +37,7 @@ class APGD(Attack):
     targets: int = 9
     momentum: float = 0.75
     rho: float = 0.75
+    eot: int = 0
 
     name = "apgd"
     positional = ("loss",)
@@ -44,6 +47,8 @@ class APGD(Attack):
     def __post_init__(self) -> None:
         if min(self.steps, self.restarts, self.targets) < 1:
             raise BadInput(f"apgd: steps, restarts and targets are at least 1, found {self.steps}, {self.restarts}, {self.targets}")
+        if self.eot < 0:
+            raise BadInput(f"apgd: eot is a number of draws, 0 for what the model declares, found {self.eot}")
         if self.loss not in ("ce", "dlr", "dlr-targeted"):
             raise BadInput(f"apgd: unknown loss {self.loss!r}: known: ce, dlr, dlr-targeted")
         if not 0 <= self.momentum <= 1 or not 0 < self.rho < 1:
@@ -95,17 +100,17 @@ class APGD(Attack):
         p, first = state["p"], rows.steps == 0
         gradient, value = view.gradient(p, LOSSES["ce" if self.loss == "ce" else "dlr"])
         higher = value > state["highest"]
-        new["best"] = _where(higher, p, state["best"])
-        new["best_gradient"] = _where(higher, gradient, state["best_gradient"])
+        new["best"] = choose(higher, p, state["best"])
+        new["best_gradient"] = choose(higher, gradient, state["best_gradient"])
         new["highest"] = torch.where(higher, value, state["highest"])
         new["rises"] = state["rises"] + ((value > state["last_loss"]) & ~first)
         new["last_loss"] = value
         new["checked"] = torch.where(first, value, state["checked"])
         stalled = self._checkpoint(rows.steps, new)
         if stalled is not None:
-            p = _where(stalled, new["best"], p)
-            gradient = _where(stalled, new["best_gradient"], gradient)
-            new["previous"] = _where(stalled, p, state["previous"])
+            p = choose(stalled, new["best"], p)
+            gradient = choose(stalled, new["best_gradient"], gradient)
+            new["previous"] = choose(stalled, p, state["previous"])
         ahead = threat.project(rows.x, threat.step(p, gradient, new["length"]), rows.eps)
         share = torch.where(first, 1.0, self.momentum).to(p.dtype)
         share = share.view(-1, *[1] * (p.dim() - 1))
@@ -127,7 +132,3 @@ class APGD(Attack):
         state["checked"] = torch.where(here, state["highest"], state["checked"])
         state["rises"] = torch.where(here, 0, state["rises"])
         return stalled
-
-
-def _where(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(rows.view(-1, *[1] * (yes.dim() - 1)), yes, no)

@@ -20,7 +20,8 @@ class PGD(Attack):
     """Steepest ascent of a loss with projection onto the threat's ball.
 
     Fields: steps; step, the length as a share of eps (default 2.5/steps, at most 1, and at least
-    1/10); restarts; loss; random_start within the ball. The last point is checked as well.
+    1/10); restarts; loss; random_start within the ball; eot, draws a gradient of a random model is
+    averaged over (0: what the model declares). The last point is checked as well.
     """
 
     steps: int = 40
@@ -28,6 +29,7 @@ class PGD(Attack):
     restarts: int = 1
     loss: Literal["ce", "margin", "dlr"] = "ce"
     random_start: bool = True
+    eot: int = 0
 
     name = "pgd"
     positional = ("steps",)
@@ -36,6 +38,8 @@ class PGD(Attack):
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
             raise BadInput(f"{self.name}: steps and restarts are at least 1, found steps={self.steps}, restarts={self.restarts}")
+        if self.eot < 0:
+            raise BadInput(f"{self.name}: eot is a number of draws, 0 for what the model declares, found {self.eot}")
         if self.step_size is not None and self.step_size <= 0:
             raise BadInput(f"{self.name}: step_size is a share of eps above 0, found {self.step_size}")
         if self.loss not in LOSSES:

@@ -1,13 +1,35 @@
-"""What to do when memory runs out: the same work in smaller batches, with the same result."""
+"""Memory: the same work in smaller batches where it runs out, and no page faults where it does not."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from robustkit.numerics import PAD, padded
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+"""Options of glibc's mallopt."""
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Tell the C library, once for this process, to keep what tensors on the CPU free; whether it could be told.
+
+    By default glibc gives large blocks back to the system at once, and every forward pays for fresh,
+    zeroed pages: measured, that is half the time of small networks. Does nothing elsewhere.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018  only glibc has it
+        options = ((_MMAP_THRESHOLD, 1 << 25), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 1 << 26))
+        taken = [library.mallopt(option, value) == 1 for option, value in options]
+        return all(taken)
+    except (OSError, AttributeError):
+        return False
 
 
 def out_of_memory(problem: BaseException) -> bool:
