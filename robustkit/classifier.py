@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from robustkit.errors import BadInput, Missing
 from robustkit.fastgrad import fits, quicken
 from robustkit.memory import out_of_memory
+from robustkit.streams import child, row_keys, seeded
+from robustkit.surface import surface_of
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
@@ -81,6 +83,7 @@ class Classifier:
         self.module = frozen_copy(model) if isinstance(model, nn.Module) else model
         if isinstance(self.module, nn.Module):
             self.module = self.module.to(self.device)
+        self.surface = surface_of(self.module)
         self.searcher = self.module
         if isinstance(self.module, nn.Module) and self.device.type == "cpu" and any(map(fits, self.module.modules())):
             self.searcher = quicken(frozen_copy(self.module))
@@ -116,17 +119,50 @@ class Classifier:
         """What the network itself is fed."""
         return (x - self.mean) / self.std if self.normalises else x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits with whatever autograd mode is on; x must be on the device."""
-        return self._through(self.module, x)
+    @property
+    def random(self) -> bool:
+        """Whether the model declares that every forward draws anew."""
+        return self.surface.random != "none"
 
-    def search(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Logits with whatever autograd mode is on; x must be on the device. A random model draws from (N,) keys."""
+        return self._through(self.module, x, keys)
+
+    def search(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """As `forward`, with input gradients that may be rounded otherwise: for attacks, not for verdicts."""
-        return self._through(self.searcher, x)
+        return self._through(self.searcher, x, keys)
 
-    def _through(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def surrogate(self, x: Tensor) -> Tensor:
+        """Logits of the differentiable stand-in that the model declares."""
+        assert self.surface.surrogate is not None
+        return self.surface.surrogate(self.normalise(x))
+
+    def _through(self, network: Callable[..., Tensor], x: Tensor, keys: Tensor | None) -> Tensor:
+        fed = self.normalise(x.clone() if self.overwrites else x)
+        if self.random and keys is None:
+            keys = row_keys(self.forwards, "unkeyed", torch.arange(len(x), device=x.device))
         self.forwards += len(x)
-        return network(self.normalise(x.clone() if self.overwrites else x))
+        if not self.random or keys is None:
+            return network(fed)
+        if getattr(self.module, "takes_keys", False):
+            return network(fed, keys)
+        with seeded(keys):
+            return network(fed)
+
+    def tally(self, x: Tensor, keys: Tensor) -> Tensor:
+        """(N,K) float32 share of the draws from (N,) keys in which a random model gives each class."""
+        counts, votes = None, self.surface.votes
+        count: Callable[..., Tensor] | None = getattr(self.module, "counts", None)
+        if count is not None:
+            self.forwards += votes * len(x)
+            return count(x, keys, 0, votes).float() / votes
+        with torch.no_grad():
+            for draw in range(votes):
+                logits = self.forward(x, child(keys, draw))
+                given = torch.nn.functional.one_hot(logits.nan_to_num(-torch.inf).argmax(1), logits.shape[1])
+                counts = given if counts is None else counts + given
+        assert counts is not None
+        return counts.float() / votes
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (N,K) float32, without gradients."""

@@ -11,12 +11,16 @@ from robustkit import streams
 from robustkit.errors import unknown
 from robustkit.numerics import margins
 
-GOALS = ("untargeted", "targeted:next", "targeted:random")
+GOALS = ("untargeted", "targeted:next", "targeted:random", "accepted-error")
 
 
 @dataclass(frozen=True)
 class Goal:
-    """`untargeted` (any wrong class) or a target class per sample: the `next` one or a `random` one."""
+    """`untargeted` (any wrong class) or a target class per sample: the `next` one or a `random` one.
+
+    `accepted-error` is for models that reject, whose last logit stands for rejection: a witness must
+    be accepted and wrong. For them `untargeted` is the strict figure, where rejection is an error too.
+    """
 
     name: str = "untargeted"
 
@@ -26,7 +30,7 @@ class Goal:
 
     @property
     def targeted(self) -> bool:
-        return self.name != "untargeted"
+        return self.name.startswith("targeted")
 
     def targets(self, y: Tensor, index: Tensor, classes: int, seed: int) -> Tensor:
         """(N,) target class per sample, -1 when untargeted; never the label."""
@@ -37,9 +41,16 @@ class Goal:
         drawn = streams.integers(streams.row_keys(seed, "goal", index), classes - 1)
         return drawn + (drawn >= y).to(drawn.dtype)
 
+    def seen(self, logits: Tensor, y: Tensor) -> Tensor:
+        """(R,K) logits as an attack sees them: for accepted-error, rejection counts as the label."""
+        if self.name != "accepted-error":
+            return logits
+        own = torch.maximum(logits.gather(1, y[:, None]), logits[:, -1:])
+        return logits[:, :-1].scatter(1, y[:, None], own)
+
     def margin(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         """(R,) above 0 where the adversary has succeeded.
 
         Logits that are not finite are an error (+inf, untargeted) and no target (-inf, targeted).
         """
-        return -margins(logits, target) if self.targeted else margins(logits, y)
+        return -margins(logits, target) if self.targeted else margins(self.seen(logits, y), y)

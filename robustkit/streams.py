@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -80,3 +82,20 @@ def integers(keys: Tensor, high: int | Tensor) -> Tensor:
     """(R,) int64 uniform on 0..high-1, for high up to 2^31 (bias below high / 2^32)."""
     drawn = _shift(bits(keys, 1)[:, 0], 32)
     return (drawn * torch.as_tensor(high, device=keys.device)) >> 32
+
+
+def content_keys(x: Tensor) -> Tensor:
+    """(R,) int64 keys that depend on every value of each row of x (R,...) float32, and on nothing else."""
+    words = x.detach().contiguous().flatten(1).view(torch.int32).to(torch.int64)
+    weights = bits(torch.zeros(1, dtype=torch.int64, device=x.device), words.shape[1])[0] | 1
+    return _mix((words * weights).sum(1))
+
+
+@contextmanager
+def seeded(keys: Tensor) -> Iterator[None]:
+    """Inside, torch's global generators start at a hash of all keys; afterwards they are where they were."""
+    seed = int((_mix(keys) & 0x7FFFFFFF).sum().item())
+    devices = [keys.device] if keys.is_cuda else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
