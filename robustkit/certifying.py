@@ -17,7 +17,7 @@ from robustkit.driver import BatchSize, auto_batch, check_batch
 from robustkit.errors import BadInput
 from robustkit.goals import Goal
 from robustkit.judge import Judge
-from robustkit.methods import Bound, Certificate, Certifier
+from robustkit.methods import Bound, Certificate, Certifier, StatisticalCertifier
 from robustkit.numerics import exact_mode, float_below, pad_rows, padded
 from robustkit.threats import Threat, load_threat
 
@@ -118,7 +118,9 @@ def certify_images(
     certifier.accepts(threat)
     classifier = model if isinstance(model, Classifier) else as_classifier(model, device=pick_device(device))
     classifier.check(x[:1], labelled)
-    judge, bound = Judge(classifier, threat, Goal("untargeted")), certifier.bind(classifier, threat)
+    judge = Judge(classifier, threat, Goal("untargeted"))
+    sampled = certifier.sample(classifier, threat, 0) if isinstance(certifier, StatisticalCertifier) else None
+    bound: Bound = certifier.bind(classifier, threat) if sampled is None else lambda x, y, eps: eps
     shape = tuple(x.shape[1:])
     step = auto_batch(shape, classifier.device) if batch_size == "auto" else padded(int(batch_size))
     radii, margins = torch.full((len(x),), -torch.inf, dtype=torch.float64), torch.full((len(x),), -torch.inf, dtype=torch.float64)
@@ -130,7 +132,9 @@ def certify_images(
             continue
         rows, labels, scale = rows[correct], labels[correct], logits[correct].abs().amax(1)
         eps = torch.full(labels.shape, float_below(threat.eps), dtype=torch.float64, device=classifier.device)
-        if radius:
+        if sampled:
+            found, margin, _ = sampled(correct + start, rows, labels, None if radius else eps, lambda: None)
+        elif radius:
             high = torch.full_like(eps, float_below(threat.unbounded(shape)))
             found, margin = largest_radius(bound, rows, labels, torch.zeros_like(eps), high, rounds=16, scale=scale)
         else:

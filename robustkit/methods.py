@@ -109,6 +109,11 @@ class Method(ABC):
         return canonical(self, self.name)
 
     @property
+    def title(self) -> str:
+        """What tables call it."""
+        return self.name
+
+    @property
     def digest(self) -> str:
         """Identity of the configured method, its version included."""
         return digest(f"{self.spec}@{self.version}")
@@ -130,6 +135,15 @@ class Attack(Method):
     access: ClassVar[Literal["gradient", "score", "decision"]] = "gradient"
     bounded: ClassVar[bool] = True
     """Whether all queried points lie within the budget; minimum-norm attacks also look beyond it."""
+    minimum_norm: ClassVar[bool] = False
+    """Whether one run with an unlimited budget finds the smallest change it can: no budget needs to be searched."""
+    whole_batch: ClassVar[bool] = False
+    """Whether it brings a loop of its own (robustkit.blocks) instead of `init` and `step`."""
+
+    @property
+    def draws(self) -> int:
+        """Draws of a random model that every answer is averaged over; 0 for what its surface says."""
+        return int(getattr(self, "eot", 0))
 
     @property
     def width(self) -> int:
@@ -201,6 +215,22 @@ class Certifier(Method):
         from robustkit.certifying import certify_images
 
         return certify_images(self, model, x, y, threat=threat, **options)
+
+
+class StatisticalCertifier(Certifier):
+    """A certifier that samples, and whose certificates hold with a stated probability."""
+
+    @abstractmethod
+    def sample(self, classifier: Classifier, threat: Threat, seed: int) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        """Prepare for one model and family; raises BadInput.
+
+        The result maps (dataset indices (R,), x (R,C,H,W), y (R,), budgets (R,) float64 or None, tick)
+        to (radius (R,) float64, -inf where nothing is proven; margin (R,); rows sent forward (R,)).
+        With budgets it may end as soon as they are proven or out of reach.
+        """
+
+    def bind(self, classifier: Classifier, threat: Threat) -> Bound:
+        raise BadInput(f"{self.name} samples: it has no bound to bind")
 
 
 def with_fields(method: Any, **changes: Any) -> Any:

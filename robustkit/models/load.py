@@ -14,6 +14,7 @@ from robustkit.classifier import Classifier, as_classifier
 from robustkit.errors import BadInput, Missing, unknown
 from robustkit.filetypes import existing
 from robustkit.models.files import SUFFIXES, file_model
+from robustkit.models.smoothed import smooth_options, smoothed
 from robustkit.models.torchvision_models import torchvision_model
 from robustkit.models.weights import state_digest
 from robustkit.usercode import UserCode, import_named, is_named
@@ -31,7 +32,7 @@ def load_model(spec: str | Path | nn.Module | Classifier, device: str | torch.de
 
     Args:
         spec: zoo:NAME, torchvision:NAME[,classes=10,weights=FILE], FILE.safetensors, FILE.pt2 or a
-            TorchScript file, package.module:callable; an nn.Module or a Classifier is taken as it is.
+            TorchScript file, package.module:callable, smooth:(any of these),sigma=0.25; an nn.Module or a Classifier is taken as it is.
         device: cpu, cuda, cuda:N or auto.
         allow_code: permit archives whose loaders can run code.
 
@@ -113,5 +114,14 @@ def _torchvision(rest: str, device: str | torch.device, allow_code: bool) -> Cla
     return torchvision_model(rest, device)
 
 
-SCHEMES: dict[str, Callable[[str, str | torch.device, bool], Classifier]] = {"zoo": _zoo, "torchvision": _torchvision}
+def _smooth(rest: str, device: str | torch.device, allow_code: bool) -> Classifier:
+    inner, smoothing = smooth_options(rest)
+    return smoothed(load_model(inner, device, allow_code), smoothing)
+
+
+SCHEMES: dict[str, Callable[[str, str | torch.device, bool], Classifier]] = {
+    "zoo": _zoo,
+    "torchvision": _torchvision,
+    "smooth": _smooth,
+}
 """scheme -> (what follows the colon, device, allow_code) -> Classifier."""

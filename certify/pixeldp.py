@@ -1,0 +1,53 @@
+"""PixelDP, Lecuyer et al. 2019, https://arxiv.org/abs/1802.03471: a radius from differential privacy.
+
+Gaussian noise of deviation sigma makes the vote (e, d)-differentially private for inputs within
+L = sigma e / sqrt(2 ln(1.25/d)), e at most 1; the vote cannot change where the label's probability
+exceeds exp(2e) times any other's plus (1 + exp(e)) d. Here d is searched, not fixed beforehand: the
+bounds on the probabilities do not depend on it. Over the same draws as `smoothing`, whose radius is
+never smaller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustkit.certify.smoothing import Floats, SmoothingCertifier, both_confidences
+from robustkit.models.smoothed import Smoothing
+
+_DELTAS = np.logspace(-12, -0.5, 116)
+
+
+def pixeldp_radius(first: Any, second: Any, sigma: float) -> Floats:
+    """l2 radius (R,) for probabilities of the label (at least `first`) and of every other class (at most `second`)."""
+    p, q = (np.asarray(v, dtype=np.float64)[..., None] for v in (first, second))
+    low, high = np.zeros(np.broadcast_shapes(p.shape, _DELTAS.shape)), np.ones(np.broadcast_shapes(p.shape, _DELTAS.shape))
+
+    def holds(e: Floats) -> NDArray[np.bool_]:
+        return p > np.exp(2 * e) * q + (1 + np.exp(e)) * _DELTAS
+
+    possible = holds(low)
+    low = np.where(holds(high), high, low)
+    for _ in range(40):
+        middle = (low + high) / 2
+        good = holds(middle)
+        low, high = np.where(good, middle, low), np.where(good, high, middle)
+    found = np.where(possible, sigma * low / np.sqrt(2 * np.log(1.25 / _DELTAS)), 0.0)
+    return np.asarray(found.max(-1) * (1 - 1e-12))
+
+
+@dataclass(frozen=True)
+class PixelDP(SmoothingCertifier):
+    """Radii of a smoothed classifier by differential privacy, never above those of `smoothing`. Fields as there."""
+
+    noises = ("gaussian",)
+    name = "pixeldp"
+    threats = ("l2",)
+    paper = "Lecuyer et al. 2019"
+
+    def judged(self, votes: NDArray[np.int64], label: NDArray[np.int64], draws: int, alpha: float, how: Smoothing) -> tuple[Floats, Floats]:
+        low, high = both_confidences(votes, label, draws, alpha)
+        return low, pixeldp_radius(low, high, how.scale)
