@@ -10,21 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 
+from robustkit.blocks import BlockDriver, make_driver
 from robustkit.certifying import largest_radius, prove
 from robustkit.clock import Clock
 from robustkit.data import Data
-from robustkit.driver import BatchSize, Driver, Outcome, Samples, auto_batch
+from robustkit.driver import BatchSize, Driver, Outcome, Samples, Stop, auto_batch
 from robustkit.evidence import Evidence, Ints
 from robustkit.judge import Judge
 from robustkit.memory import out_of_memory
-from robustkit.methods import Attack, Bound, Certifier
+from robustkit.methods import Attack, Bound, Certifier, StatisticalCertifier
 from robustkit.numerics import PAD, float_below, padded
 from robustkit.plan import TRIAL, Stage, pays
-from robustkit.radius import search_radius
+from robustkit.radius import search_radius, shrink
 from robustkit.store import UNIT, Arrays, Store
 
 BLOCK = 8
-"""Units that a radius search works on together."""
+"""Units that a radius search on an accelerator works on together."""
+
+CHECKPOINT = 300.0
+"""Seconds after which unfinished units are stored as far as they are."""
+
+_OTHERWISE = ("parameters", "seconds")
+"""Arrays of a unit that do not have one row a sample."""
 
 
 @dataclass
@@ -81,25 +88,31 @@ class Bench:
 
     def _positions(self, stage: Stage, folder: str, at: Ints, tally: Tally) -> None:
         """Apply the finished units among `at`, then work on the others together."""
-        missing = []
+        missing, begun = [], []
         for number in np.unique(at // UNIT).tolist():
             mine = at[at // UNIT == number]
             held = self.store.read_unit(folder, number)
             if held is not None and np.array_equal(held["position"], mine):
                 self._apply(stage, held, tally)
-            else:
-                missing.append(mine)
+                continue
+            missing.append(mine)
+            if held is not None and bool(np.isin(held["position"], mine).all()):
+                begun.append(held)
         if not missing:
             return
         work = np.concatenate(missing)
-        with self.clock.stage(f"{stage.number:02d} {stage.name} {float(stage.eps):.4g}", len(work)):
-            writer = _UnitWriter(self, stage, folder, work, tally)
+        writer = _UnitWriter(self, stage, folder, work, tally)
+        for held in begun:
+            writer.add(held)
+            work = work[~np.isin(work, held["position"])]
+        with self.clock.stage(f"{stage.number:02d} {stage.name} {float(stage.eps):.4g}", len(work)), writer:
             if isinstance(stage.method, Certifier):
                 self._certify(stage, stage.method, work, writer)
             elif stage.mode != "radius":
-                self._driver(stage.method).run(self._samples(work, float_below(stage.eps)), writer.take)
+                driver = self._driver(stage.method, surrogate=stage.gradients != "deployed")
+                driver.run(self._samples(work, float_below(stage.eps)), lambda found: writer.take(work, found))
             else:
-                self._search(stage, stage.method, missing, work, writer)
+                self._search(stage, stage.method, work, writer)
 
     def _samples(self, at: Ints, eps: float) -> Samples:
         where = torch.from_numpy(at)
@@ -109,25 +122,30 @@ class Bench:
             self.data.index[where], label[where], self.targets[where], self.logits[where], budget, lambda i: self.data.images(where[i])
         )
 
-    def _driver(self, attack: Attack, tick: bool = True) -> Driver:
+    def _driver(self, attack: Attack, tick: bool = True, stop: Stop = "first", surrogate: bool = True) -> Driver | BlockDriver:
         heard: Callable[[int], None] = self.clock.tick if tick else lambda finished: self.clock.tick(0)
-        return Driver(attack, self.judge, seed=self.seed, batch_size=self.batch_size, tick=heard, pool=self.pool)
+        options = {"seed": self.seed, "batch_size": self.batch_size, "tick": heard, "pool": self.pool, "surrogate": surrogate}
+        return make_driver(attack, self.judge, stop=stop, **options)
 
-    def _search(self, stage: Stage, attack: Attack, missing: list[Ints], work: Ints, writer: _UnitWriter) -> None:
+    def _search(self, stage: Stage, attack: Attack, work: Ints, writer: _UnitWriter) -> None:
         most = float_below(self.judge.threat.unbounded(self.data.shape))
-        done = 0
-        for first in range(0, len(missing), BLOCK):
-            at = np.concatenate(missing[first : first + BLOCK])
+        if attack.minimum_norm:
+            samples = self._samples(work, most)
+            self._driver(attack, stop="smallest").run(samples, lambda found: writer.take(work, shrink(self.judge, samples, found)))
+            return
+        together = UNIT if self.judge.classifier.device.type == "cpu" else BLOCK * UNIT
+        for first in range(0, len(work), together):
+            at = work[first : first + together]
             high = torch.from_numpy(self.evidence.upper[at])
             held = float_below(stage.eps) * (high > float_below(stage.eps))
             low = torch.maximum(torch.from_numpy(self.evidence.lower[at]).clamp(min=0), held)
             found = search_radius(lambda: self._driver(attack, tick=False), self._samples(at, 0.0), low, high, most)
-            found.at = found.at + done
-            writer.take(found)
+            writer.take(at, found)
             self.clock.tick(len(at))
-            done += len(at)
 
     def _certify(self, stage: Stage, certifier: Certifier, work: Ints, writer: _UnitWriter) -> None:
+        if isinstance(certifier, StatisticalCertifier):
+            return self._sample(stage, certifier, work, writer)
         classifier, shape = self.judge.classifier, self.data.shape
         bound: Bound = certifier.bind(classifier, self.judge.threat)
         rows = auto_batch(shape, classifier.device) if self.batch_size == "auto" else padded(self.batch_size)
@@ -152,9 +170,24 @@ class Bench:
                     raise
                 rows = padded(rows // 2)
                 continue
-            writer.certified(np.arange(first, first + len(at)), radius.cpu().numpy(), margin.cpu().numpy(), passes * certifier.cost)
+            columns = {"radius": radius.cpu().numpy(), "margin": margin.cpu().numpy().astype(np.float64)}
+            queries = np.full(len(at), round(passes * certifier.cost), dtype=np.int64)
+            writer.add({"position": at, **columns, "queries": queries, "gradients": np.zeros_like(queries), "seconds": np.zeros(1)})
             self.clock.tick(len(at))
             first += len(at)
+
+    def _sample(self, stage: Stage, certifier: StatisticalCertifier, work: Ints, writer: _UnitWriter) -> None:
+        classifier = self.judge.classifier
+        sample = certifier.sample(classifier, self.judge.threat, self.seed)
+        for first in range(0, len(work), PAD):
+            at = work[first : first + PAD]
+            x = self.data.images(torch.from_numpy(at)).to(classifier.device)
+            y, index = torch.from_numpy(self.evidence.label[at]).to(x.device), torch.from_numpy(self.evidence.index[at])
+            budget = torch.full((len(at),), float_below(stage.eps), dtype=torch.float64) if stage.mode == "settle" else None
+            radius, margin, draws = sample(index, x, y, budget, lambda: self.clock.tick(0))
+            columns = {"radius": radius.numpy(), "margin": margin.numpy(), "queries": draws.numpy()}
+            writer.add({"position": at, **columns, "gradients": np.zeros(len(at), dtype=np.int64), "seconds": np.zeros(1)})
+            self.clock.tick(len(at))
 
     def _apply(self, stage: Stage, unit: Arrays, tally: Tally) -> None:
         """Let a finished unit narrow the intervals, and add up what it cost."""
@@ -174,60 +207,63 @@ class Bench:
 
 
 class _UnitWriter:
-    """Gathers outcomes of samples in whatever order they finish; a full unit is stored and applied."""
+    """Gathers finished samples in whatever order they come; a full unit is stored and applied.
+
+    Every CHECKPOINT seconds, and when the stage is ended early, units are stored as far as they are.
+    """
 
     def __init__(self, bench: Bench, stage: Stage, folder: str, work: Ints, tally: Tally) -> None:
-        self.bench, self.stage, self.folder, self.work, self.tally = bench, stage, folder, work, tally
+        self.bench, self.stage, self.folder, self.tally = bench, stage, folder, tally
         numbers, counts = np.unique(work // UNIT, return_counts=True)
         self.pending: dict[int, int] = dict(zip(numbers.tolist(), counts.tolist()))
-        self.parts: dict[int, list[Outcome]] = {}
-        self.proofs: dict[int, list[Arrays]] = {}
-        self.since = time.monotonic()
+        self.parts: dict[int, list[Arrays]] = {}
+        self.since = self.saved = time.monotonic()
 
-    def take(self, outcome: Outcome) -> None:
-        """Outcomes of an attack; `at` counts in the stage's work."""
-        number = self.work[outcome.at.numpy()] // UNIT
-        for one in np.unique(number).tolist():
-            mine = outcome.pick(torch.from_numpy(number == one))
-            self.parts.setdefault(one, []).append(mine)
-            self._count(one, len(mine.at))
+    def __enter__(self) -> _UnitWriter:
+        return self
 
-    def certified(self, at: Ints, radius: Any, margin: Any, cost: float) -> None:
-        """Radii and margins of a certifier."""
-        number = self.work[at] // UNIT
+    def __exit__(self, kind: Any, problem: Any, trace: Any) -> None:
+        if kind is not None:
+            for number in list(self.parts):
+                self.bench._apply(self.stage, self._store(number), self.tally)
+
+    def take(self, work: Ints, outcome: Outcome) -> None:
+        """Outcomes of an attack; their `at` counts in `work`."""
+        outcome = outcome.pick(outcome.at.argsort())
+        columns = {name: getattr(outcome, name).numpy() for name in ("size", "predicted", "queries", "gradients")}
+        columns |= {"success": outcome.success.numpy().astype(np.uint8), "parameters": outcome.parameters[outcome.success].numpy()}
+        self.add({"position": work[outcome.at.numpy()], **columns, "seconds": np.zeros(1)})
+
+    def add(self, found: Arrays) -> None:
+        """Finished samples of any units, in order of position."""
+        number = found["position"] // UNIT
         for one in np.unique(number).tolist():
             mine = number == one
-            part = {"at": at[mine], "radius": radius[mine], "margin": margin[mine].astype(np.float64)}
-            part["queries"] = np.full(int(mine.sum()), round(cost), dtype=np.int64)
-            self.proofs.setdefault(one, []).append(part)
-            self._count(one, int(mine.sum()))
+            part = {name: column[mine] for name, column in found.items() if len(column) == len(mine) and name not in _OTHERWISE}
+            if "parameters" in found:
+                part["parameters"] = found["parameters"][mine[found["success"].astype(bool)]]
+            self.parts.setdefault(one, []).append(part | {"seconds": found["seconds"]})
+            self.pending[one] -= int(mine.sum())
+            if self.pending[one] == 0:
+                self.bench._apply(self.stage, self._store(one), self.tally)
+                del self.parts[one]
+        if time.monotonic() - self.saved > CHECKPOINT:
+            self.saved = time.monotonic()
+            for one in self.parts:
+                self._store(one)
 
-    def _count(self, number: int, finished: int) -> None:
-        self.pending[number] -= finished
-        if self.pending[number] == 0:
-            arrays = self._proof(number) if number in self.proofs else self._outcome(number)
-            now = time.monotonic()
-            arrays["seconds"] = np.array([now - self.since])
-            self.since = now
-            self.bench.store.write_unit(self.folder, number, arrays)
-            self.bench._apply(self.stage, arrays, self.tally)
-
-    def _outcome(self, number: int) -> Arrays:
-        found = Outcome.join(self.parts.pop(number))
-        found = found.pick(found.at.argsort())
-        return {
-            "position": self.work[found.at.numpy()],
-            "success": found.success.numpy().astype(np.uint8),
-            "size": found.size.numpy(),
-            "predicted": found.predicted.numpy(),
-            "queries": found.queries.numpy(),
-            "gradients": found.gradients.numpy(),
-            "parameters": found.parameters[found.success].numpy(),
-        }
-
-    def _proof(self, number: int) -> Arrays:
-        parts = self.proofs.pop(number)
-        joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-        order = joined["at"].argsort()
-        position = self.work[joined.pop("at")[order]]
-        return {"position": position, **{k: v[order] for k, v in joined.items()}, "gradients": np.zeros(len(position), dtype=np.int64)}
+    def _store(self, number: int) -> Arrays:
+        """Write a unit, as far as it is, and return it."""
+        parts, now = self.parts[number], time.monotonic()
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "parameters"}
+        order = joined["position"].argsort()
+        whole = {name: column[order] for name, column in joined.items() if name not in _OTHERWISE}
+        if "parameters" in parts[0]:
+            hits = joined["position"][joined["success"].astype(bool)]
+            filled = [part["parameters"] for part in parts if len(part["parameters"])]
+            whole["parameters"] = np.concatenate(filled)[hits.argsort()] if filled else parts[0]["parameters"]
+        whole["seconds"] = np.array([joined["seconds"].sum() + now - self.since])
+        self.since = now
+        self.parts[number] = [whole]
+        self.bench.store.write_unit(self.folder, number, whole)
+        return whole

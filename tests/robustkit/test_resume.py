@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import robustkit.attacks
-from robustkit import engine, store, witnesses
+from robustkit import engine, stages, store, witnesses
 from robustkit.attacks.pgd import PGD
 from robustkit.classifier import Classifier
 from robustkit.clock import Clock
@@ -43,12 +43,12 @@ def test_a_run_again_computes_nothing(go: Any, tmp_path: Path, monkeypatch: pyte
     asked = []
     forward = Classifier.forward
 
-    def counted(self: Classifier, x: Tensor) -> Tensor:
+    def counted(self: Classifier, x: Tensor, keys: Tensor | None = None) -> Tensor:
         asked.append(len(x))
-        return forward(self, x)
+        return forward(self, x, keys)
 
     monkeypatch.setattr(Classifier, "forward", counted)
-    monkeypatch.setattr(Classifier, "search", lambda self, x: pytest.fail("an attack ran again"))
+    monkeypatch.setattr(Classifier, "search", lambda *_: pytest.fail("an attack ran again"))
     second = go(out=tmp_path / "again", curve=True, attacks=["pgd:steps=3"])
     assert sum(asked) <= 2  # the check that model and data fit
     go.same(first, second)
@@ -181,6 +181,30 @@ def test_an_interrupted_run_is_a_valid_bracket_and_resumes(
             assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == status
     assert statuses.count(status) >= 3
     go.same(go(out=tmp_path / "cut", **options), whole)
+
+
+@pytest.mark.parametrize("curve", [False, True])
+def test_what_is_finished_inside_a_unit_is_kept(go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, curve: bool) -> None:
+    """One unit holds all samples; an interrupt in its middle loses no finished one, with checkpoints or on the way out."""
+    options: dict[str, Any] = {"attacks": ["pgd:steps=6,restarts=3", "square:queries=40"], "curve": curve, "batch_size": 16}
+    whole = go(**options)
+    folder, tick, stopped = tmp_path / "stopped", Clock.tick, []
+    for after in (40, 160, 420):
+        calls = iter(range(10**9))
+
+        def interrupting(self: Clock, finished: int = 0, calls: Any = calls, after: int = after) -> None:
+            tick(self, finished)
+            if next(calls) >= after:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Clock, "tick", interrupting)
+            patch.setattr(stages, "CHECKPOINT", 0.0 if after == 160 else 300.0)
+            run = go(out=folder, **options)
+        stopped.append(run.status)
+        assert run.summary()["robust_accuracy"] >= whole.summary()["robust_accuracy"]
+    assert "interrupted" in stopped
+    go.same(whole, go(out=folder, **options))
 
 
 def test_a_time_limit_before_anything_is_done(go: Any, tmp_path: Path) -> None:
