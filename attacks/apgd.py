@@ -43,6 +43,7 @@ class APGD(Attack):
     positional = ("loss",)
     threats = ("linf", "l2")
     paper = "Croce & Hein 2020"
+    version = 2
 
     def __post_init__(self) -> None:
         if min(self.steps, self.restarts, self.targets) < 1:

@@ -20,6 +20,7 @@ class FGSM(Attack):
 
     name = "fgsm"
     paper = "Goodfellow et al. 2015"
+    version = 2
     iterations = 1
 
     def __post_init__(self) -> None:

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from robustkit.errors import BadInput
 from robustkit.views import Loss
 
 
 def cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of the label, or minus that of the target."""
+    """Cross-entropy of the label, or minus that of the target.
+
+    As softplus of the others' log-sum over the own logit: in float32 the usual form loses the own
+    logit's part of the gradient where the model is sure, so that steps go astray.
+    """
     aimed = target >= 0
-    own = logits.gather(1, torch.where(aimed, target, y)[:, None])[:, 0]
-    return (logits.logsumexp(1) - own) * torch.where(aimed, -1.0, 1.0).to(logits.dtype)
+    held = torch.where(aimed, target, y)[:, None]
+    others = logits.scatter(1, held, -torch.inf).logsumexp(1)
+    found = softplus(others - logits.gather(1, held)[:, 0])
+    return found * torch.where(aimed, -1.0, 1.0).to(logits.dtype)
 
 
 def margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class PGD(Attack):
     name = "pgd"
     positional = ("steps",)
     paper = "Madry et al. 2018"
+    version = 2
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:

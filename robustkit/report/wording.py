@@ -15,6 +15,8 @@ _FAMILIES = {
     "l2": "the change has a Euclidean norm of at most {eps}",
     "l1": "the changes add up to at most {eps}",
     "l0": "at most {eps} pixels may change",
+    "rotation": "the image may be turned and shifted by at most {eps} of the stated angle and shift",
+    "flow": "every pixel may be moved by at most {eps} pixels",
 }
 _GOALS = {
     "untargeted": "any wrong answer counts as broken",

@@ -119,3 +119,15 @@ def test_two_classes_are_enough_for_the_others(spec: str) -> None:
 def test_dlr_on_three_classes_takes_a_target() -> None:
     z = torch.tensor([[3.0, 1.0, 0.0]])
     assert dlr(z, torch.tensor([0]), torch.tensor([2])).item() == pytest.approx(-1.0)
+
+
+def test_cross_entropy_keeps_its_direction_where_the_model_is_sure() -> None:
+    """float32 gradients with respect to the logits, against float64: the own logit's part is not lost."""
+    logits = torch.tensor([[30.0, 5.0, 8.0, 7.9], [0.0, -25.0, -22.0, 3.0]])
+    y, target = torch.tensor([0, 3]), torch.tensor([-1, -1])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        z = logits.to(dtype).requires_grad_()
+        found.append(torch.autograd.grad(cross_entropy(z, y, target).sum(), z)[0].double())
+    assert torch.allclose(found[0], found[1], rtol=1e-4, atol=0)
+    assert bool((found[0].sum(1).abs() < 1e-6 * found[0].abs().amax(1)).all()), "parts add up to nothing"
