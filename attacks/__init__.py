@@ -6,14 +6,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from robustkit.attacks.adef import ADef as ADef
     from robustkit.attacks.apgd import APGD as APGD
     from robustkit.attacks.bim import BIM as BIM
+    from robustkit.attacks.boundary import Boundary as Boundary
     from robustkit.attacks.di_fgsm import DIFGSM as DIFGSM
+    from robustkit.attacks.ensemble import Transfer as Transfer
     from robustkit.attacks.fab import FAB as FAB
     from robustkit.attacks.fgsm import FGSM as FGSM
+    from robustkit.attacks.foolbox import FoolboxAttack as FoolboxAttack
+    from robustkit.attacks.local_variance import LocalVariance as LocalVariance
     from robustkit.attacks.mi_fgsm import MIFGSM as MIFGSM
+    from robustkit.attacks.nes import NES as NES
     from robustkit.attacks.pgd import PGD as PGD
+    from robustkit.attacks.rotation import RotationSearch as RotationSearch
+    from robustkit.attacks.second_order import SecondOrder as SecondOrder
     from robustkit.attacks.square import Square as Square
+    from robustkit.attacks.stadv import StAdv as StAdv
+    from robustkit.attacks.universal import Universal as Universal
 
 TABLE = {
     "fgsm": "robustkit.attacks.fgsm:FGSM",
@@ -24,9 +34,38 @@ TABLE = {
     "apgd": "robustkit.attacks.apgd:APGD",
     "fab": "robustkit.attacks.fab:FAB",
     "square": "robustkit.attacks.square:Square",
+    "nes": "robustkit.attacks.nes:NES",
+    "boundary": "robustkit.attacks.boundary:Boundary",
+    "rotation": "robustkit.attacks.rotation:RotationSearch",
+    "stadv": "robustkit.attacks.stadv:StAdv",
+    "adef": "robustkit.attacks.adef:ADef",
+    "local-variance": "robustkit.attacks.local_variance:LocalVariance",
+    "second-order": "robustkit.attacks.second_order:SecondOrder",
+    "transfer": "robustkit.attacks.ensemble:Transfer",
+    "universal": "robustkit.attacks.universal:Universal",
+    "foolbox": "robustkit.attacks.foolbox:FoolboxAttack",
 }
 
-__all__ = ["APGD", "BIM", "DIFGSM", "FAB", "FGSM", "MIFGSM", "PGD", "Square"]
+__all__ = [
+    "APGD",
+    "BIM",
+    "DIFGSM",
+    "FAB",
+    "FGSM",
+    "MIFGSM",
+    "NES",
+    "PGD",
+    "ADef",
+    "Boundary",
+    "FoolboxAttack",
+    "LocalVariance",
+    "RotationSearch",
+    "SecondOrder",
+    "Square",
+    "StAdv",
+    "Transfer",
+    "Universal",
+]
 
 
 def __getattr__(name: str) -> Any:

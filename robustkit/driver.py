@@ -23,7 +23,7 @@ from robustkit.classifier import Classifier, as_classifier, pick_device
 from robustkit.errors import BadInput, unknown
 from robustkit.goals import Goal
 from robustkit.judge import Judge
-from robustkit.memory import out_of_memory
+from robustkit.memory import keep_freed_memory, out_of_memory
 from robustkit.methods import Attack, Result, Rows, State
 from robustkit.numerics import PAD, float_below, padded
 from robustkit.threats import Threat, load_threat
@@ -32,7 +32,7 @@ from robustkit.views import VIEWS
 if TYPE_CHECKING:
     from robustkit.data import Data
 
-Stop = Literal["first", "never"]
+Stop = Literal["first", "smallest", "never"]
 BatchSize = int | Literal["auto"]
 
 
@@ -130,6 +130,7 @@ class Driver:
         batch_size: BatchSize = "auto",
         tick: Callable[[int], None] | None = None,
         pool: Callable[[], Data] | None = None,
+        surrogate: bool = True,
     ) -> None:
         check_batch(batch_size)
         attack.accepts(judge.threat)
@@ -137,11 +138,15 @@ class Driver:
             raise BadInput(f"{attack.name} looks beyond the budget: stop='never' needs an attack that stays within it")
         self.attack, self.judge, self.seed, self.stop, self.batch_size = attack, judge, seed, stop, batch_size
         self.threat, self.classifier = judge.threat, judge.classifier
-        keep = "best" if stop == "never" else "first"
+        keep = "best" if stop == "never" or (self.classifier.random and attack.bounded) else "first"
         self.view = VIEWS[attack.access](self.classifier, self.threat, judge.goal, keep, attack.bounded)
+        self.view.surrogate = surrogate and self.classifier.surface.surrogate is not None
+        if attack.draws:
+            self.view.draws = attack.draws if self.classifier.random else 1
         self.tick = tick or (lambda finished: None)
         self.pool = pool
-        self.unit = PAD if attack.access == "gradient" else PAD // math.gcd(PAD, attack.width)
+        self.width = attack.width * self.view.draws
+        self.unit = PAD if attack.access == "gradient" else PAD // math.gcd(PAD, self.width)
         self.poll = 1 if self.classifier.device.type == "cpu" else 4
 
     def run(self, samples: Samples, deliver: Callable[[Outcome], None]) -> None:
@@ -152,16 +157,17 @@ class Driver:
         """
         if not len(samples):
             return
+        keep_freed_memory()
         self.samples, self.deliver = samples, deliver
         self.spent = torch.zeros(2, len(samples), dtype=torch.int64)
         self.best: dict[int, tuple[tuple[bool, float], Outcome]] = {}
         self.turn = torch.zeros(len(samples), dtype=torch.int64)
         self.begun = [1] * len(samples)
         self.ahead: dict[Entry, tuple[Outcome, Tensor]] = {}
-        self.attempts = self.attack.attempts(samples.logits.shape[1])
+        self.attempts = self.attack.attempts(self.judge.goal.seen(samples.logits[:1], samples.y[:1]).shape[1])
         shape = tuple(samples.images(torch.tensor([0])).shape[1:])
         capacity = auto_batch(shape, self.classifier.device) if self.batch_size == "auto" else padded(self.batch_size)
-        capacity = padded(max(1, capacity // self.attack.width), self.unit)
+        capacity = padded(max(1, capacity // self.width), self.unit)
         most = float(samples.eps.max())
         self.view.shared = self.attack.prepare(self.pool or self._no_pool, self.classifier, self.threat, most, self.seed)
         queue: Queue = deque((at, 0) for at in range(len(samples)))
@@ -247,7 +253,8 @@ class Driver:
         device, samples = self.classifier.device, self.samples
         at = torch.tensor([e[0] for e in entries])
         attempt = torch.tensor([e[1] for e in entries])
-        y, logits, target = samples.y[at], samples.logits[at], samples.target[at]
+        y, target = samples.y[at], samples.target[at]
+        logits = self.judge.goal.seen(samples.logits[at], y)
         if not self.judge.goal.targeted:
             target = self.attack.target(logits, y, attempt)
         key = streams.row_keys(self.seed, self.attack.digest, samples.index[at], attempt)
@@ -296,13 +303,13 @@ class Driver:
 
     def _verdict(self, rows: Rows, book: State) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Candidates p with the Judge's (verified, size, logits) and their loss; stop="never" weighs the last point too."""
-        first = self.stop == "first"
+        first = self.view.keep == "first"
         p = book["candidate" if first else "last"]
         verified, size, logits = self.judge.confirm(rows.x, rows.y, rows.target, p, rows.eps)
         book["queries"] = book["queries"] + 1
         if first:
             return p, verified, size, logits, torch.zeros_like(size)
-        loss = self.view.loss(logits, rows.y, rows.target)
+        loss = self.view.loss(self.judge.goal.seen(logits, rows.y), rows.y, rows.target)
         older = (book["highest"] > loss).nonzero()[:, 0]
         if len(older):
             p = p.index_copy(0, older, book["candidate"][older])
@@ -347,6 +354,7 @@ def attack_images(
     pool: Data | tuple[Tensor, Tensor] | None = None,
 ) -> Result:
     """Run one attack on images held in memory; see Attack.__call__."""
+    from robustkit.blocks import make_driver
     from robustkit.data import Data, as_data, check_images
 
     check_batch(batch_size)
@@ -373,7 +381,7 @@ def attack_images(
     def others() -> Data:
         return pool if isinstance(pool, Data) else as_data(*(pool or (x, labels)))
 
-    Driver(attack, judge, seed=seed, stop=stop, batch_size=batch_size, pool=others).run(samples, found.append)
+    make_driver(attack, judge, seed=seed, stop=stop, batch_size=batch_size, pool=others).run(samples, found.append)
 
     adversarial, size = x.clone(), torch.where(correct, torch.inf, 0.0).double()
     success = torch.zeros(count, dtype=torch.bool)

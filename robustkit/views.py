@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from robustkit import streams
 from robustkit.classifier import Classifier
 from robustkit.goals import Goal
+from robustkit.memory import out_of_memory
 from robustkit.methods import Rows, State
-from robustkit.numerics import clear_margin, pad_rows, padded, within
+from robustkit.numerics import choose, clear_margin, pad_rows, padded, within
 from robustkit.threats import Threat
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -35,6 +37,11 @@ class View:
         self.shared: dict[str, Any] = {}
         """What the attack's `prepare` made."""
         self.loss: Loss = goal.margin
+
+        self.draws = classifier.surface.draws if classifier.random else 1
+        """Draws of a random model that every answer is an average over; each is a query."""
+        self.surrogate = False
+        """Whether gradients go through the surrogate that the model declares (BPDA)."""
 
     def open(self, rows: Rows) -> State:
         """A fresh page of the book for new rows."""
@@ -64,7 +71,7 @@ class View:
 
     def _keep(self, name: str, p: Tensor, where: Tensor) -> None:
         if where.is_cuda or bool(where.any()):
-            self.book[name] = torch.where(where.view(-1, *[1] * (p.dim() - 1)), p, self.book[name])
+            self.book[name] = choose(where, p, self.book[name])
 
     def _weigh(self, p: Tensor, values: Tensor) -> None:
         """With keep="best": p is the candidate where its loss is the row's highest so far."""
@@ -79,14 +86,36 @@ class View:
         self._keep("last" if self.keep == "best" else "candidate", p, ending)
         self.book["done"] = self.book["done"] | ending
 
+    def _keys(self, points: int) -> Tensor | None:
+        """(R x points,) keys for the next draws of a random model, those of a row one after another."""
+        if not self.classifier.random:
+            return None
+        at = torch.arange(points, device=self.rows.key.device)
+        keys = streams.child(self.rows.key, self.book["queries"])
+        return streams.child(keys.repeat_interleave(points), at.repeat(len(keys)))
+
+    def _answers(self, images: Tensor, points: int = 1) -> Tensor:
+        """(R x points,K) logits of images, those of a row one after another, averaged over the draws."""
+        keys, draws = self._keys(points * self.draws), self.draws
+        if draws > 1:
+            images = images.repeat_interleave(draws, 0)
+        padding = padded(len(images))
+        keys = None if keys is None else pad_rows(keys, padding)
+        logits = self.classifier.search(pad_rows(images, padding), keys)[: len(images)]
+        return logits if draws == 1 else logits.view(-1, draws, logits.shape[1]).mean(1)
+
     def _forward(self, p: Tensor) -> Tensor:
         with torch.no_grad():
-            images = self.threat.apply(self.rows.x, p)
-            logits = self.classifier.search(pad_rows(images, padded(len(images))))[: len(images)]
+            logits = self._answers(self.threat.apply(self.rows.x, p))
+        self._also((self.draws - 1) * ~self.book["done"])
         self._see(p, logits)
         if self.by_margin:
             self._weigh(p, self.goal.margin(logits, self.rows.y, self.rows.target))
-        return logits
+        return self.goal.seen(logits, self.rows.y)
+
+    def _also(self, queries: Tensor) -> None:
+        """Count more queries than the one that `_see` counts."""
+        self.book["queries"] = self.book["queries"] + queries
 
     def _many(self, p: Tensor) -> Tensor:
         """(R,S,K) logits at S points a row, p (R,S,...); each row's best point by margin stands for it in the book."""
@@ -95,19 +124,17 @@ class View:
         y, target = (v.repeat_interleave(points) for v in (rows.y, rows.target))
         with torch.no_grad():
             x = rows.x[:, None].expand(-1, points, *rows.x.shape[1:]).flatten(0, 1)
-            images = self.threat.apply(x, flat)
-            logits = self.classifier.search(pad_rows(images, padded(len(images))))[: len(images)]
+            logits = self._answers(self.threat.apply(x, flat), points)
             margin = self.goal.margin(logits, y, target)
             if not self.bounded:
                 inside = within(self.threat.size(x, flat), rows.eps.repeat_interleave(points))
                 margin = torch.where(inside, margin, -torch.inf)
             best = margin.view(count, points).argmax(1) + torch.arange(count, device=p.device) * points
-        asked = self.book["queries"] + points * ~self.book["done"]
+        self._also((points * self.draws - 1) * ~self.book["done"])
         self._see(flat[best], logits[best])
         if self.by_margin:
             self._weigh(flat[best], margin[best])
-        self.book["queries"] = asked
-        return logits.view(count, points, -1)
+        return self.goal.seen(logits, y).view(count, points, -1)
 
     def decisions(self, p: Tensor) -> Tensor:
         """(R,) predicted classes at p."""
@@ -141,21 +168,36 @@ class GradientView(ScoreView):
         With `through`, the image passes a differentiable map first; what the model then sees is no
         candidate, and only counted.
         """
-        rows, kept = self.rows, {}
+        rows, draws, kept = self.rows, self.draws, {}
         self.loss = loss
+        y, target = (rows.y, rows.target) if draws == 1 else (v.repeat_interleave(draws) for v in (rows.y, rows.target))
 
         def objective(image: Tensor) -> Tensor:
-            logits = self.classifier.search(image if through is None else through(image))
+            image = image if through is None else through(image)
+            logits = self._differentiable(image if draws == 1 else image.repeat_interleave(draws, 0))
             kept["logits"] = logits.detach()
-            return loss(logits, rows.y, rows.target)
+            values = loss(self.goal.seen(logits, y), y, target)
+            return values if draws == 1 else values.view(-1, draws).mean(1)
 
         found, values = self.threat.gradient(rows.x, p, objective)
-        self.classifier.backwards += len(rows)
-        self.book["gradients"] = self.book["gradients"] + ~self.book["done"]
-        self._see(p, kept["logits"] if through is None else None)
+        self.classifier.backwards += draws * len(rows)
+        self.book["gradients"] = self.book["gradients"] + draws * ~self.book["done"]
+        self._also((draws - 1) * ~self.book["done"])
+        logits = kept["logits"] if draws == 1 else kept["logits"].view(len(rows), draws, -1).mean(1)
+        self._see(p, logits if through is None else None)
         if through is None:
             self._weigh(p, values)
         return found.nan_to_num_(0.0, 0.0, 0.0), values
+
+    def _differentiable(self, images: Tensor) -> Tensor:
+        """Logits whose gradient, where the model declares a surrogate, is the surrogate's."""
+        keys = self._keys(len(images) // len(self.rows))
+        if not self.surrogate:
+            return self.classifier.search(images, keys)
+        with torch.no_grad():
+            deployed = self.classifier.search(images, keys)
+        stand_in = self.classifier.surrogate(images)
+        return deployed + (stand_in - stand_in.detach())
 
     def averaged(self, p: Tensor, loss: Loss, through: Callable[[Tensor], Tensor], draws: int) -> tuple[Tensor, Tensor]:
         """As `gradient`, averaged over `draws` images of every row, all in one forward.
@@ -168,13 +210,49 @@ class GradientView(ScoreView):
         y, target = (v.repeat_interleave(draws) for v in (rows.y, rows.target))
 
         def objective(image: Tensor) -> Tensor:
-            return loss(self.classifier.search(through(image)), y, target).view(len(rows), draws).mean(1)
+            return loss(self.goal.seen(self._differentiable(through(image)), y), y, target).view(len(rows), draws).mean(1)
 
         found, values = self.threat.gradient(rows.x, p, objective)
         self.classifier.backwards += draws * len(rows)
         asked = draws * ~self.book["done"]
         self.book["queries"], self.book["gradients"] = self.book["queries"] + asked, self.book["gradients"] + asked
         return found.nan_to_num_(0.0, 0.0, 0.0), values
+
+    def jacobian(self, p: Tensor, values: Loss) -> tuple[Tensor, Tensor]:
+        """Gradients of several values of the logits with respect to the image that p makes.
+
+        `values` maps (logits (R,K), y, target) to (R,M), for which this returns ((R,M,C,H,W), (R,M)).
+        One forward and M gradients, all of them in one backward where the model's operations can be
+        vectorised, else one after another.
+        """
+        rows = self.rows
+        self.loss = self.goal.margin
+        with torch.enable_grad():
+            image = self.threat.apply(rows.x, p).detach().requires_grad_()
+            logits = self._differentiable(image)
+            several = values(self.goal.seen(logits, rows.y), rows.y, rows.target)
+        found = _gradients(several, image)
+        count = several.shape[1]
+        self.classifier.backwards += count * len(rows)
+        self.book["gradients"] = self.book["gradients"] + count * ~self.book["done"]
+        self._see(p, logits.detach())
+        self._weigh(p, self.goal.margin(logits.detach(), rows.y, rows.target))
+        return found.nan_to_num_(0.0, 0.0, 0.0), several.detach()
+
+
+def _gradients(several: Tensor, image: Tensor) -> Tensor:
+    """(R,M,C,H,W) gradients of (R,M) values that do not depend on other rows."""
+    count = several.shape[1]
+    if not several.requires_grad:
+        return image.new_zeros(len(image), count, *image.shape[1:])
+    picks = torch.eye(count, dtype=several.dtype, device=image.device)[:, None].expand(-1, len(image), -1)
+    try:
+        (found,) = torch.autograd.grad(several, image, picks, is_grads_batched=True, retain_graph=True)
+    except RuntimeError as problem:
+        if out_of_memory(problem):
+            raise
+        found = torch.stack([torch.autograd.grad(several, image, pick, retain_graph=True)[0] for pick in picks])
+    return found.transpose(0, 1)
 
 
 VIEWS: dict[str, type[View]] = {"decision": View, "score": ScoreView, "gradient": GradientView}
