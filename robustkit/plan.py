@@ -18,6 +18,7 @@ from robustkit.numerics import float_below
 from robustkit.spec import number_text
 from robustkit.suites import has_suite
 from robustkit.suites import suite as find_suite
+from robustkit.surface import Surface
 from robustkit.threats import Threat
 
 TRIAL = 16
@@ -50,6 +51,8 @@ class Stage:
     """A suite's certifier goes on after the trial only while it pays."""
     seed: int = 0
     """Draws the samples of a probe."""
+    gradients: Literal["", "surrogate", "deployed"] = ""
+    """Whose gradients an attack follows, where the model declares a surrogate."""
 
     @property
     def kind(self) -> str:
@@ -68,17 +71,19 @@ class Stage:
 
     @property
     def name(self) -> str:
-        return self.method.name if self.mode == "settle" else f"{self.method.name} {self.mode}"
+        title = f"{self.method.title} {self.gradients}".strip()
+        return title if self.mode == "settle" else f"{title} {self.mode}"
 
     def describe(self) -> dict[str, str | int]:
         """What the run's digest holds of it."""
-        return {
+        told: dict[str, str | int] = {
             "method": str(self.method.spec),
             "version": self.method.version,
             "mode": self.mode,
             "eps": number_text(self.eps),
             "trial": int(self.on_trial),
         }
+        return told | ({"gradients": self.gradients} if self.gradients else {})
 
     def receives(self, evidence: Evidence) -> Ints:
         """Positions it works on: what is open at its budget, all correct samples, or the certified ones of the probe."""
@@ -103,25 +108,48 @@ def make_plan(
 
     Explicit attacks replace the suite's attacks, explicit certifiers its certifiers; `["none"]`
     means none. With `curve` (or `certify_radius`, for certifiers alone) radius stages over all
-    correct samples follow. Where there are certifiers, a probe of what they certified comes last.
+    correct samples follow: of the suite's searcher, of every minimum-norm attack that was named (its
+    only stage), else of the first attack named. Where there are certifiers, a probe of what they certified comes last.
     """
     chosen = find_suite(suite, threat) if attacks is None or has_suite(suite, threat) else None
     provers = _methods("certifier", certifiers if certifiers is not None else chosen.certifiers if chosen else ())
     seekers = _methods("attack", attacks if attacks is not None else chosen.attacks if chosen else ())
+    searchers: list[Attack | Certifier] = []
+    if curve and seekers:
+        searchers = [method for method in seekers if isinstance(method, Attack) and method.minimum_norm] or seekers[:1]
+        if chosen and attacks is None:
+            searchers = [registry.make("attack", chosen.radius)]
     stages: list[Stage] = []
     for method in [*provers, *seekers]:
         method.accepts(threat)
+        if method in searchers and isinstance(method, Attack) and method.minimum_norm:
+            continue  # its one run over all samples, below, settles every budget
         trial = certifiers is None and isinstance(method, Certifier)
         stages += [Stage(len(stages) + 1 + i, method, "settle", eps, trial) for i, eps in enumerate(sorted(budgets))]
     top = max(budgets)
     if curve or certify_radius:
         stages += [Stage(len(stages) + 1 + i, method, "radius", top) for i, method in enumerate(provers)]
-    if curve and seekers:
-        searcher = registry.make("attack", chosen.radius) if chosen and attacks is None else seekers[0]
-        stages.append(Stage(len(stages) + 1, searcher, "radius", top))
+    stages += [Stage(len(stages) + 1 + i, method, "radius", top) for i, method in enumerate(searchers)]
     if provers:
         stages.append(Stage(len(stages) + 1, registry.make("attack", PROBING), "probe", top, seed=seed))
     return stages
+
+
+def with_surface(stages: Sequence[Stage], surface: Surface, adaptive: bool) -> list[Stage]:
+    """The stages against a model that declares a surrogate: gradient attacks follow the surrogate's gradients
+    first and then, in a stage of their own, those of the model as deployed; the latter only unless `adaptive`."""
+    if surface.surrogate is None:
+        return list(stages)
+    found: list[Stage] = []
+    for stage in stages:
+        if not (isinstance(stage.method, Attack) and stage.method.access == "gradient"):
+            found.append(stage)
+            continue
+        if adaptive:
+            found.append(replace(stage, gradients="surrogate"))
+        if stage.mode == "settle" or not adaptive:
+            found.append(replace(stage, gradients="deployed"))
+    return [replace(stage, number=i + 1) for i, stage in enumerate(found)]
 
 
 def without(stages: Sequence[Stage], refused: Callable[[Stage], bool]) -> list[Stage]:

@@ -46,4 +46,5 @@ def every(kind: str) -> dict[str, Any]:
 def make(kind: str, text: str | Spec) -> Any:
     """An instance from a specification such as `pgd:steps=40`; raises BadInput."""
     spec = parse(text) if isinstance(text, str) else text
-    return build(find(kind, spec.name), spec, kind)
+    found = find(kind, spec.name)
+    return found.from_spec(spec) if hasattr(found, "from_spec") else build(found, spec, kind)

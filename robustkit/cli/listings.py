@@ -80,7 +80,7 @@ def listing_of(what: str) -> tuple[list[str], Rows]:
 
 
 def describe(what: str, threat: str) -> tuple[str, list[str], Rows]:
-    """(title, columns, rows) for `attack:pgd`, `certifier:ibp`, `defense:pgd` or `suite:standard`."""
+    """(title, columns, rows) for `attack:pgd`, `certifier:ibp`, `defense:pgd`, `suite:standard` or `attack:foolbox:ddn`."""
     kind, _, name = what.partition(":")
     if kind == "suite":
         from robustkit.suites import suite
@@ -93,7 +93,11 @@ def describe(what: str, threat: str) -> tuple[str, list[str], Rows]:
         return f"suite {name} for {threat}: {found.about}", ["kind", "specification"], rows
     if kind not in registry.ROOMS:
         raise BadInput(f"nothing to show for {what!r}: expected a run folder, attack:NAME, certifier:NAME, defense:NAME or suite:NAME")
+    name, _, one = name.partition(":")
     method = registry.find(kind, name)
+    if hasattr(method, "listing"):
+        listed: tuple[str, list[str], Rows] = method.listing(one)
+        return listed
     rows = [[f.name, _type(f), _default(f)] for f in dataclasses.fields(method) if f.init]
     return f"{kind} {name}: {' '.join((method.__doc__ or '').split())}", ["option", "type", "default"], rows
 

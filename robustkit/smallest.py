@@ -1,0 +1,69 @@
+"""Minimum-norm runs of row attacks: every attempt to its end, keeping the smallest witness met."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustkit.driver import Driver
+from robustkit.judge import Judge
+from robustkit.methods import Attack, Rows, State
+from robustkit.numerics import clear_margin, within
+from robustkit.views import GradientView, ScoreView, View
+
+
+class _Nearest(View):
+    """Keeps the smallest adversarial point of every row, and goes on."""
+
+    def open(self, rows: Rows) -> State:
+        nearest = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.x.device)
+        return super().open(rows) | {"nearest": nearest}
+
+    def _see(self, p: Tensor, logits: Tensor | None) -> None:
+        book, rows = self.book, self.rows
+        book["queries"] = book["queries"] + ~book["done"]
+        if logits is None:
+            return
+        hit = (self.goal.margin(logits, rows.y, rows.target) >= 2 * clear_margin(logits)) & ~book["done"]
+        if not bool(hit.any()):
+            return
+        size = self.threat.size(rows.x, p)
+        nearer = hit & within(size, rows.eps) & (size < book["nearest"])
+        self._keep("candidate", p, nearer)
+        book["nearest"] = torch.where(nearer, size, book["nearest"])
+
+    def finish(self, p: Tensor, over: Tensor) -> None:
+        ending = over & ~self.book["done"]
+        self._keep("candidate", p, ending & torch.isinf(self.book["nearest"]))
+        self.book["done"] = self.book["done"] | ending
+
+
+class _NearestScore(_Nearest, ScoreView):
+    pass
+
+
+class _NearestGradient(_Nearest, GradientView):
+    pass
+
+
+_VIEWS: dict[str, type[View]] = {"decision": _Nearest, "score": _NearestScore, "gradient": _NearestGradient}
+
+
+class SmallestDriver(Driver):
+    """A Driver with stop="smallest": no attempt ends at its first hit, and the smallest witness of all is delivered."""
+
+    def __init__(self, attack: Attack, judge: Judge, **options: Any) -> None:
+        super().__init__(attack, judge, **options | {"stop": "first"})
+        self.stop = "smallest"
+        draws, surrogate = self.view.draws, self.view.surrogate
+        self.view = _VIEWS[attack.access](self.classifier, self.threat, judge.goal, "first", bounded=False)
+        self.view.draws, self.view.surrogate = draws, surrogate
+
+    def _verdict(self, rows: Rows, book: State) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The smallest point seen, and its size, negative, as the loss that ranks attempts."""
+        p = book["candidate"]
+        verified, size, logits = self.judge.confirm(rows.x, rows.y, rows.target, p, rows.eps)
+        book["queries"] = book["queries"] + 1
+        return p, verified, size, logits, -size
