@@ -1,0 +1,215 @@
+"""Black-box attacks: success against queries, what low frequencies save, and how busy they keep the model.
+
+    python benchmarks/black_box.py [--n 200] [--model zoo:mnist-standard] [--parts success frequencies throughput]
+
+success: NES on MNIST within l_inf 0.3, query-limited (untargeted), with the scores of the likeliest
+class alone and with the class alone (targeted:random), as shares reached within so many queries.
+frequencies: median queries of plain noise over those of low-frequency noise, sample for sample in the
+same run; a sample that is never broken counts as infinitely many. throughput: rows a second of an attack
+that finds nothing over those of the bare forward at the same batch size, taking turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from robustkit import load_data, load_model, registry
+from robustkit.classifier import Classifier
+from robustkit.data import Data
+from robustkit.errors import RobustkitError
+from robustkit.methods import Result
+from robustkit.tables import listing
+
+MARKS = (300, 1000, 3000, 10_000, 30_000, 100_000)
+"""Numbers of queries at which the share reached is shown."""
+SUCCESS = (
+    ("nes", "untargeted", "linf:0.3"),
+    ("square", "untargeted", "linf:0.3"),
+    ("nes:mode=partial", "targeted:random", "linf:0.3"),
+    ("nes:mode=label-only", "targeted:random", "linf:0.3"),
+)
+PAIRS = (
+    ("nes", "nes:sampler=(low-frequency:1/4)", "untargeted", "linf:0.3"),
+    ("nes", "nes:sampler=(low-frequency:1/4)", "targeted:random", "linf:0.3"),
+    ("boundary:10000", "boundary:10000,sampler=(low-frequency:1/4)", "untargeted", "l2:2"),
+    ("boundary:10000", "boundary:10000,sampler=auto", "untargeted", "l2:2"),
+)
+BUSY = ("nes:queries=1200", "nes:queries=1200,sampler=(low-frequency:1/4)", "square:100")
+
+
+def attacked(spec: str, goal: str, threat: str, classifier: Classifier, data: Data, pool: Data) -> Result:
+    """The attack's result on correctly classified images (those that are its target already are left out as well)."""
+    attack = registry.make("attack", spec)
+    found: Result = attack(classifier, *data, threat=threat, goal=goal, pool=pool)
+    return found
+
+
+def queries(found: Result) -> torch.Tensor:
+    """(M,) float64 queries of every attacked sample, +inf where it was not broken."""
+    tried = found.size > 0
+    return torch.where(found.success, found.queries.double(), torch.inf)[tried]
+
+
+def success(classifier: Classifier, data: Data, pool: Data) -> list[dict[str, Any]]:
+    """Shares reached within so many queries."""
+    rows = []
+    for spec, goal, threat in SUCCESS:
+        spent = queries(attacked(spec, goal, threat, classifier, data, pool))
+        shares = [float((spent <= mark).double().mean()) for mark in MARKS]
+        share = float(torch.isfinite(spent).double().mean())
+        rows.append(
+            {"attack": spec, "goal": goal, "threat": threat, "n": len(spent), "success": share, "median": median(spent), "shares": shares}
+        )
+    return rows
+
+
+def frequencies(classifier: Classifier, data: Data, pool: Data) -> list[dict[str, Any]]:
+    """Median queries of plain over low-frequency noise."""
+    rows, known = [], {}
+    for plain, low, goal, threat in PAIRS:
+        for spec in (plain, low):
+            if (spec, goal, threat) not in known:
+                known[spec, goal, threat] = queries(attacked(spec, goal, threat, classifier, data, pool))
+        one, other = known[plain, goal, threat], known[low, goal, threat]
+        rows.append(
+            {
+                "attack": low,
+                "goal": goal,
+                "threat": threat,
+                "plain": median(one),
+                "low": median(other),
+                "ratio": median(one) / median(other),
+                "success": [float(torch.isfinite(spent).double().mean()) for spent in (one, other)],
+            }
+        )
+    return rows
+
+
+def median(spent: torch.Tensor) -> float:
+    """The median with all samples, broken or not."""
+    return float(spent.sort().values[(len(spent) - 1) // 2])
+
+
+def throughput(classifier: Classifier, data: Data, batch: int, repeats: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
+    """Rows a second of an attack within a budget of 1e-4, over those of the bare forward."""
+    rows = []
+    for spec in BUSY:
+        attack = registry.make("attack", spec)
+        count = min(len(data), 2 * max(1, batch // attack.width))
+        x, y = data.images(slice(0, count)), data.y[:count]
+        full = x[torch.arange(batch) % count].to(classifier.device)
+
+        def forward(full: torch.Tensor = full) -> float:
+            with torch.no_grad():
+                for _ in range(40):
+                    classifier.search(full)
+            return 40.0 * len(full)
+
+        def search(attack: Any = attack, x: torch.Tensor = x, y: torch.Tensor = y) -> float:
+            before = classifier.forwards
+            attack(classifier, x, y, threat="linf:0.0001", batch_size=batch)
+            return float(classifier.forwards - before)
+
+        speed: dict[str, list[float]] = {"forward": [], "speed": []}
+        for turn in range(repeats + 1):
+            for name, work in (("forward", forward), ("speed", search)):
+                start = clock()
+                done = work()
+                if classifier.device.type == "cuda":
+                    torch.cuda.synchronize()
+                if turn:
+                    speed[name].append(done / (clock() - start))
+        ratio = statistics.median(mine / bare for mine, bare in zip(speed["speed"], speed["forward"]))
+        rows.append({"attack": spec, "batch": batch, "ratio": ratio} | {name: statistics.median(found) for name, found in speed.items()})
+    return rows
+
+
+def show(found: dict[str, list[dict[str, Any]]], machine: dict[str, Any]) -> None:
+    """Print the tables."""
+    where = ", ".join(f"{k} {v}" for k, v in machine.items())
+    if "success" in found:
+        lines = [
+            [r["attack"], r["goal"], str(r["n"]), *(f"{s:.3f}" for s in r["shares"]), f"{r['success']:.3f}", f"{r['median']:.0f}"]
+            for r in found["success"]
+        ]
+        listing(
+            f"share broken within so many queries; {where}",
+            lines,
+            ["attack", "goal", "n", *(f"{m // 1000}k" if m >= 1000 else str(m) for m in MARKS), "in all", "median"],
+        )
+    if "frequencies" in found:
+        lines = [
+            [
+                r["attack"],
+                r["goal"],
+                r["threat"],
+                f"{r['plain']:.0f}",
+                f"{r['low']:.0f}",
+                f"{r['ratio']:.2f}",
+                *(f"{s:.3f}" for s in r["success"]),
+            ]
+            for r in found["frequencies"]
+        ]
+        listing(f"median queries; {where}", lines, ["attack", "goal", "threat", "plain", "low", "ratio", "success plain", "success low"])
+    if "throughput" in found:
+        lines = [
+            [r["attack"], str(r["batch"]), f"{r['forward']:.0f}", f"{r['speed']:.0f}", f"{r['ratio']:.2f}"] for r in found["throughput"]
+        ]
+        listing(f"rows a second; {where}", lines, ["attack", "batch", "bare forward", "attack's", "ratio"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; exit code as robustkit's for bad input or missing data."""
+    parser = argparse.ArgumentParser(description="Black-box attacks: success against queries, low frequencies, throughput.")
+    parser.add_argument("--model", default="zoo:mnist-standard", help="the model attacked (default zoo:mnist-standard)")
+    parser.add_argument("--n", type=int, default=200, help="test images (default 200)")
+    parser.add_argument("--parts", nargs="+", default=["success", "frequencies", "throughput"], help="what to measure (default all)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[192, 768], help="batch sizes of the throughput (default 192 768)")
+    parser.add_argument("--repeats", type=int, default=7, help="measured rounds of the throughput (default 7)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default torch's own choice)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--data-root", help="folder of the data sets")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds, for a busy machine; only with --threads 1")
+    chosen = parser.parse_args(arguments)
+    if chosen.cpu_time and chosen.threads != 1:
+        parser.error("--cpu-time counts threads that wait as well: give --threads 1")
+    if unknown := set(chosen.parts) - {"success", "frequencies", "throughput"}:
+        parser.error(f"unknown part {', '.join(sorted(unknown))}: known: success, frequencies, throughput")
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    clock = time.process_time if chosen.cpu_time else time.perf_counter
+    found: dict[str, list[dict[str, Any]]] = {}
+    try:
+        classifier = load_model(chosen.model, device=chosen.device)
+        data = load_data(f"mnist:n={chosen.n}", chosen.data_root)
+        pool = load_data("mnist:n=1000,split=train", chosen.data_root)
+        if "success" in chosen.parts:
+            found["success"] = success(classifier, data, pool)
+        if "frequencies" in chosen.parts:
+            found["frequencies"] = frequencies(classifier, data, pool)
+        if "throughput" in chosen.parts:
+            many = load_data(f"mnist:n={2 * max(chosen.batch)}", chosen.data_root)
+            found["throughput"] = [r for batch in chosen.batch for r in throughput(classifier, many, batch, chosen.repeats, clock)]
+    except RobustkitError as problem:
+        print(f"black_box: {problem}", file=sys.stderr)
+        return problem.exit_code
+    machine = {"platform": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads(), "device": chosen.device}
+    if chosen.json:
+        print(json.dumps({"machine": machine, "model": chosen.model} | found, indent=2))
+    else:
+        show(found, machine)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
