@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,13 +24,18 @@ _MIX2 = -7723592293110705685  # 0x94D049BB133111EB
 
 def _shift(value: Tensor, bits: int) -> Tensor:
     """Logical (unsigned) right shift of int64."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
+    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(value: Tensor) -> Tensor:
-    value = (value ^ _shift(value, 30)) * _MIX1
-    value = (value ^ _shift(value, 27)) * _MIX2
-    return value ^ _shift(value, 31)
+    return _mix_(value.clone())
+
+
+def _mix_(value: Tensor) -> Tensor:
+    """The finaliser, in place."""
+    value.bitwise_xor_(_shift(value, 30)).mul_(_MIX1)
+    value.bitwise_xor_(_shift(value, 27)).mul_(_MIX2)
+    return value.bitwise_xor_(_shift(value, 31))
 
 
 def text_key(text: str) -> int:
@@ -53,28 +59,33 @@ def row_keys(seed: int, purpose: str, index: Tensor, attempt: Tensor | int = 0) 
 
 def child(keys: Tensor, number: int | Tensor) -> Tensor:
     """Independent keys derived from `keys`, one for each `number` (a step, a purpose)."""
-    return _mix((keys ^ _MIX1) + (torch.as_tensor(number, device=keys.device) + 1) * _GOLDEN)
+    return _mix_((keys ^ _MIX1) + (torch.as_tensor(number, device=keys.device) + 1) * _GOLDEN)
+
+
+@lru_cache(maxsize=64)
+def _counter(count: int, device: torch.device) -> Tensor:
+    """(1, count) what tells the draws of one key apart."""
+    return torch.arange(1, count + 1, device=device, dtype=torch.int64)[None] * _GOLDEN
 
 
 def bits(keys: Tensor, count: int) -> Tensor:
     """(R, count) hashed int64 values for (R,) keys."""
-    counter = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64) * _GOLDEN
-    return _mix(keys[:, None] + counter[None, :])
+    return _mix_(keys[:, None] + _counter(count, keys.device))
 
 
 def uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     """(R, *shape) float32, uniform on the open interval (0, 1), 24 bits."""
     drawn = _shift(bits(keys, math.prod(shape)), 40)
-    return ((drawn.to(torch.float32) + 0.5) * 2.0**-24).clamp_(max=1 - 2.0**-24).view(-1, *shape)
+    return drawn.to(torch.float32).add_(0.5).mul_(2.0**-24).clamp_(max=1 - 2.0**-24).view(-1, *shape)
 
 
 def normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     """(R, *shape) float32 standard normal by Box-Muller; |z| is at most about 6."""
     count = math.prod(shape)
     pairs = uniform(keys, (2, (count + 1) // 2))
-    radius = torch.sqrt(-2 * torch.log(pairs[:, 0]))
-    angle = 2 * math.pi * pairs[:, 1]
-    both = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
+    radius = pairs[:, 0].log().mul_(-2).sqrt_()
+    angle = pairs[:, 1] * (2 * math.pi)
+    both = torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)], dim=1)
     return both[:, :count].view(-1, *shape)
 
 

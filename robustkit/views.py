@@ -123,10 +123,10 @@ class View:
         rows, flat = self.rows, p.flatten(0, 1)
         y, target = (v.repeat_interleave(points) for v in (rows.y, rows.target))
         with torch.no_grad():
-            x = rows.x[:, None].expand(-1, points, *rows.x.shape[1:]).flatten(0, 1)
-            logits = self._answers(self.threat.apply(x, flat), points)
+            logits = self._answers(self.threat.apply_many(rows.x, p), points)
             margin = self.goal.margin(logits, y, target)
             if not self.bounded:
+                x = rows.x[:, None].expand(-1, points, *rows.x.shape[1:]).flatten(0, 1)
                 inside = within(self.threat.size(x, flat), rows.eps.repeat_interleave(points))
                 margin = torch.where(inside, margin, -torch.inf)
             best = margin.view(count, points).argmax(1) + torch.arange(count, device=p.device) * points

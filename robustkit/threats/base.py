@@ -91,6 +91,11 @@ class Threat(ABC):
     def apply(self, x: Tensor, p: Tensor) -> Tensor:
         """The image (R,C,H,W) that parameter p makes of x, in the box."""
 
+    def apply_many(self, x: Tensor, p: Tensor) -> Tensor:
+        """(R x S,C,H,W) images that parameters p (R,S,...) make, S of every row, those of a row one after another."""
+        points = p.shape[1]
+        return self.apply(x[:, None].expand(-1, points, *x.shape[1:]).flatten(0, 1), p.flatten(0, 1))
+
     @abstractmethod
     def size(self, x: Tensor, p: Tensor) -> Tensor:
         """(R,) float64 size of p as it acts on x."""

@@ -36,6 +36,9 @@ class NormThreat(Threat):
     def apply(self, x: Tensor, p: Tensor) -> Tensor:
         return (x + p).clamp_(0, 1)
 
+    def apply_many(self, x: Tensor, p: Tensor) -> Tensor:
+        return self.apply(x[:, None], p).flatten(0, 1)
+
     def change(self, x: Tensor, p: Tensor) -> Tensor:
         """(R,D) float64 change that p makes."""
         return (self.apply(x, p).double() - x.double()).flatten(1)
