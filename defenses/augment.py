@@ -1,4 +1,4 @@
-"""Random translations of training images, drawn from the images' own keys."""
+"""Random changes of training images, drawn from the images' own keys."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ def shifted(x: Tensor, keys: Tensor, pixels: int) -> Tensor:
     columns = right[:, None] + torch.arange(width, device=x.device)
     image = torch.arange(len(x), device=x.device)[:, None, None]
     return wide[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def noisy(x: Tensor, keys: Tensor, sigma: float) -> Tensor:
+    """Images (R,C,H,W) plus Gaussian noise of standard deviation `sigma`, not clipped to the box.
+
+    Args:
+        keys: (R,) int64, one key per image; the draws depend on nothing else.
+    """
+    return x + sigma * streams.normal(streams.child(keys, 3), tuple(x.shape[1:]))

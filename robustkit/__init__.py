@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from robustkit.errors import BadInput as BadInput
     from robustkit.errors import Missing as Missing
     from robustkit.errors import RobustkitError as RobustkitError
+    from robustkit.leaderboard import Leaderboard as Leaderboard
     from robustkit.methods import Attack as Attack
     from robustkit.methods import Certificate as Certificate
     from robustkit.methods import Certifier as Certifier
     from robustkit.methods import Result as Result
     from robustkit.models import load_model as load_model
+    from robustkit.surface import Surface as Surface
     from robustkit.threats import L0 as L0
     from robustkit.threats import L1 as L1
     from robustkit.threats import L2 as L2
@@ -42,6 +44,7 @@ _PUBLIC = {
     "load_data": "robustkit.data",
     "load_model": "robustkit.models",
     "load_threat": "robustkit.threats",
+    "Leaderboard": "robustkit.leaderboard",
     "Threat": "robustkit.threats",
     "Linf": "robustkit.threats",
     "L2": "robustkit.threats",
@@ -51,6 +54,7 @@ _PUBLIC = {
     "Certifier": "robustkit.methods",
     "Result": "robustkit.methods",
     "Certificate": "robustkit.methods",
+    "Surface": "robustkit.surface",
     "RobustkitError": "robustkit.errors",
     "BadInput": "robustkit.errors",
     "Missing": "robustkit.errors",

@@ -1,9 +1,9 @@
 """Honesty checks that run by themselves on a fixed probe of correct samples.
 
-Each check is stored as {check, status, message, cure}; status is pass, warn, error or skipped.
-Comparisons are flagged at a one-sided paired sign test p < 0.01 with a net difference of at least
-5 % of the probe, so that sound models are not flagged. What to look for: Athalye et al. 2018
-(arXiv 1802.00420), Carlini et al. 2019 (1902.06705), Croce & Hein 2020 (2003.01690).
+Each check is stored as {check, status, message, cure}; status is pass, warn, error or skipped. What
+runs attacks side by side is in comparisons.py, the rule when a difference counts in probing.py.
+What to look for: Athalye et al. 2018 (arXiv 1802.00420), Carlini et al. 2019 (1902.06705), Croce &
+Hein 2020 (2003.01690).
 """
 
 from __future__ import annotations
@@ -11,33 +11,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binom, binomtest
+from scipy.stats import binomtest
 from torch import Tensor
 
 from robustkit import registry
+from robustkit.comparisons import Comparisons
 from robustkit.data import Data
-from robustkit.driver import BatchSize, Driver, Outcome, Samples
-from robustkit.errors import BadInput
-from robustkit.evidence import Evidence, Ints
+from robustkit.driver import BatchSize
+from robustkit.evidence import Evidence
 from robustkit.judge import Judge
 from robustkit.methods import Attack
 from robustkit.numerics import PAD, float_below
-from robustkit.plan import Stage, probe
+from robustkit.plan import Stage
+from robustkit.probing import LEVEL, NET, Finding, Probe, Verdict, finding, flagged
 from robustkit.spec import build
 
 ENOUGH = 200
-LEVEL, NET = 0.01, 0.05
-
-Finding = dict[str, str]
-
-
-def flagged(gains: int, losses: int, probe: int) -> bool:
-    """Whether one method beats another on the probe: `gains` samples only it breaks, `losses` only the other."""
-    return gains - losses >= max(1, NET * probe) and float(binom.sf(gains - 1, gains + losses, 0.5)) < LEVEL
 
 
 @dataclass
@@ -53,43 +47,53 @@ class Examination:
     seed: int
     batch_size: BatchSize
     tick: Callable[[int], None]
+    pool: Callable[[], Data] | None = None
 
     def run(self) -> list[Finding]:
         """All findings, in a fixed order."""
-        self.probe: Ints = probe(self.evidence, self.seed)
-        checks = [
-            self.enough_samples,
-            self.training_data,
-            self.clean_accuracy,
-            self.train_mode,
-            self.softmax,
-            self.repeatable,
-            self.zero_gradients,
+        compare = Comparisons(self.probe)
+        always = [self.enough_samples, self.training_data, self.clean_accuracy, self.train_mode]
+        of_the_probe = [self.softmax, self.repeatable, self.zero_gradients, compare.finite_differences]
+        of_attacks = [
             self.converged,
             self.unbounded,
+            compare.single_step,
+            compare.random_noise,
+            compare.choice_of_loss,
+            compare.smoothed_gradients,
+            compare.black_box,
         ]
-        return [self._one(check) for check in checks]
+        findings = []
+        for check in [*always, *of_the_probe, *of_attacks]:
+            self.tick(0)
+            name = check.__name__.replace("_", " ")
+            lacking = ""
+            if check not in always and not len(self.probe):
+                lacking = "no sample is classified correctly"
+            elif check in of_attacks and not self.used:
+                lacking = "no attack was run"
+            findings.append(Finding(check=name, status="skipped", message=lacking, cure="") if lacking else finding(name, check))
+        return findings
 
-    def _one(self, check: Callable[[], tuple[str, str, str]]) -> Finding:
-        name = check.__name__.replace("_", " ")
-        if check.__name__ in ("softmax", "repeatable", "zero_gradients", "converged", "unbounded") and not len(self.probe):
-            status, message, cure = "skipped", "no sample is classified correctly", ""
-        else:
-            try:
-                status, message, cure = check()
-            except BadInput as problem:
-                status, message, cure = "skipped", str(problem), ""
-            except RuntimeError as problem:  # what a model that hides its gradients raises; the run stands without this check
-                status, message, cure = "skipped", f"could not be done: {(str(problem).splitlines() or ['?'])[0]}", ""
-        return {"check": name, "status": status, "message": message, "cure": cure}
+    @cached_property
+    def probe(self) -> Probe:
+        """The samples looked at."""
+        subject = (self.judge, self.data, self.evidence, self.logits, self.targets)
+        return Probe(*subject, self.seed, self.batch_size, self.tick, self.pool)
 
-    def enough_samples(self) -> tuple[str, str, str]:
+    @property
+    def used(self) -> list[Attack]:
+        """The run's attacks at a budget, and minimum-norm attacks, whose one run settles every budget."""
+        attacks = [(s.method, s.mode) for s in self.stages if isinstance(s.method, Attack)]
+        return [method for method, mode in attacks if mode == "settle" or (mode == "radius" and method.minimum_norm)]
+
+    def enough_samples(self) -> Verdict:
         count = len(self.evidence)
         if count < ENOUGH:
             return "warn", f"only {count} samples: the 95 % intervals are wide", f"evaluate at least {ENOUGH} samples, better 1000"
         return "pass", f"{count} samples", ""
 
-    def training_data(self) -> tuple[str, str, str]:
+    def training_data(self) -> Verdict:
         meta = self.judge.classifier.metadata
         seen, source = meta.get("trained_indices"), (meta.get("data_origin"), meta.get("data_sha256"))
         if not seen:
@@ -108,7 +112,7 @@ class Examination:
             return "error", message, "evaluate on split=test, or on data the model has not seen"
         return "pass", "no evaluated sample was in the model's training data", ""
 
-    def clean_accuracy(self) -> tuple[str, str, str]:
+    def clean_accuracy(self) -> Verdict:
         count, classes = len(self.evidence), self.logits.shape[1]
         right = int(self.evidence.correct.sum())
         if binomtest(right, count, 1 / classes, alternative="greater").pvalue > LEVEL:
@@ -119,21 +123,25 @@ class Examination:
             )
         return "pass", f"clean accuracy {right / count:.3f} is above chance", ""
 
-    def train_mode(self) -> tuple[str, str, str]:
+    def train_mode(self) -> Verdict:
         if self.judge.classifier.was_training:
             message = "the model was handed over in train mode; it was evaluated in eval mode"
             return "warn", message, "call model.eval() before handing it over"
         return "pass", "eval mode", ""
 
-    def softmax(self) -> tuple[str, str, str]:
-        logits = self.logits[torch.from_numpy(self.probe)]
+    def softmax(self) -> Verdict:
+        logits = self.logits[torch.from_numpy(self.probe.at)]
+        if self.judge.classifier.random:
+            return "skipped", "of a random model the votes are kept, not the logits", ""
         sums = (logits.sum(1) - 1).abs().max()
         if bool((logits >= 0).all()) and bool((logits <= 1).all()) and float(sums) < 1e-3:
             return "warn", "the outputs look like probabilities, not logits: gradients may vanish", "return the logits, without softmax"
         return "pass", "the outputs are logits", ""
 
-    def repeatable(self) -> tuple[str, str, str]:
-        x = self._images().to(self.judge.classifier.device)
+    def repeatable(self) -> Verdict:
+        if self.judge.classifier.random:
+            return "pass", "the model declares that it is random; it was judged by votes of fresh draws", ""
+        x = self.probe.images()
         first, second = self.judge.logits(x), self.judge.logits(x)
         scale = 1 + float(first.abs().max())
         apart = float((first - second).abs().max())
@@ -145,10 +153,9 @@ class Examination:
             )
         return "pass", "two forwards of the same images agree", ""
 
-    def zero_gradients(self) -> tuple[str, str, str]:
+    def zero_gradients(self) -> Verdict:
         classifier, threat = self.judge.classifier, self.judge.threat
-        x = self._images().to(classifier.device)
-        y = torch.from_numpy(self.evidence.label[self.probe]).to(classifier.device)
+        x, y = self.probe.images(), self.probe.labels()
         largest: list[Tensor] = []
         for i in range(0, len(x), PAD):
             rows, label = x[i : i + PAD], y[i : i + PAD, None]
@@ -175,14 +182,9 @@ class Examination:
             )
         return "pass", f"the gradient is zero for {zero:.0%} of the probe", ""
 
-    def converged(self) -> tuple[str, str, str]:
-        used = [s.method for s in self.stages if isinstance(s.method, Attack) and s.mode == "settle"]
-        if not used:
-            return "skipped", "no attack was run", ""
-        stronger = self._stronger(used)
-        budget = float_below(self.judge.threat.eps)
-        before = self.evidence.upper[self.probe] <= budget
-        after = self._attack(stronger, budget)
+    def converged(self) -> Verdict:
+        stronger = self._stronger(self.used)
+        before, after = self.probe.broken, self.probe.attack(stronger)
         gains, losses = int((after & ~before).sum()), int((before & ~after).sum())
         if flagged(gains, losses, len(self.probe)):
             message = f"{stronger.spec} breaks {gains} of {len(self.probe)} probe samples that the run did not"
@@ -190,15 +192,12 @@ class Examination:
             return "error", message, cure
         return "pass", f"twice the steps and restarts break {gains} more of {len(self.probe)} probe samples", ""
 
-    def unbounded(self) -> tuple[str, str, str]:
-        used = [s.method for s in self.stages if isinstance(s.method, Attack) and s.mode == "settle"]
-        if not used:
-            return "skipped", "no attack was run", ""
+    def unbounded(self) -> Verdict:
         if not self.judge.threat.reaches_every_image:
             return "skipped", f"threat {self.judge.threat.name} does not reach every image, whatever its budget", ""
         most = self.judge.threat.unbounded(self.data.shape)
         attack = registry.make("attack", "pgd:steps=40,restarts=2")
-        left = int((~self._attack(attack, float_below(most))).sum())
+        left = int((~self.probe.attack(attack, float_below(most))).sum())
         if flagged(left, 0, len(self.probe)):
             return (
                 "error",
@@ -219,27 +218,6 @@ class Examination:
         found = registry.make("attack", "pgd:steps=100,restarts=5")
         assert isinstance(found, Attack)
         return found
-
-    def _images(self) -> Tensor:
-        return self.data.images(torch.from_numpy(self.probe))
-
-    def _attack(self, attack: Attack, budget: float) -> Any:
-        """(probe,) bool: who falls to this attack at this budget; certified samples are not tried."""
-        fell = np.zeros(len(self.probe), dtype=bool)
-        tried = np.flatnonzero(self.evidence.lower[self.probe] < budget)
-        if len(tried):
-            fell[tried] = self._hits(attack, budget, self.probe[tried])
-        return fell
-
-    def _hits(self, attack: Attack, budget: float, probe: Ints) -> Any:
-        at = torch.from_numpy(probe)
-        label = torch.from_numpy(self.evidence.label)
-        eps = torch.full((len(at),), budget, dtype=torch.float64)
-        samples = Samples(self.data.index[at], label[at], self.targets[at], self.logits[at], eps, lambda i: self.data.images(at[i]))
-        found: list[Outcome] = []
-        Driver(attack, self.judge, seed=self.seed, batch_size=self.batch_size, tick=lambda _: self.tick(0)).run(samples, found.append)
-        outcome = Outcome.join(found)
-        return outcome.success[outcome.at.argsort()].numpy()
 
 
 def _exact(value: Any) -> Any:

@@ -21,23 +21,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustkit import witnesses
+from robustkit import registry, witnesses
+from robustkit.binarisation import Binarisation
 from robustkit.classifier import Classifier, pick_device
 from robustkit.clock import Clock, seconds
 from robustkit.data import Data, as_data, load_data
-from robustkit.diagnostics import Examination, Finding
+from robustkit.diagnostics import Examination
 from robustkit.driver import BatchSize, auto_batch, check_batch
 from robustkit.errors import BadInput, OutOfTime, RobustkitError, unknown
 from robustkit.evidence import Evidence
 from robustkit.goals import Goal
 from robustkit.judge import Judge
-from robustkit.methods import Attack, Certifier
+from robustkit.memory import keep_freed_memory
+from robustkit.methods import Attack, Certifier, StatisticalCertifier
 from robustkit.models import load_model
+from robustkit.models.smoothed import Smoothing, smoothed
 from robustkit.models.weights import state_digest
 from robustkit.numerics import margins, padded
-from robustkit.plan import Stage, make_plan, without
+from robustkit.plan import Stage, make_plan, with_surface, without
 from robustkit.pool import pool_of
-from robustkit.spec import digest, number_text
+from robustkit.probing import Finding
+from robustkit.spec import digest, number_text, parse
 from robustkit.stages import Bench
 from robustkit.store import UNIT, Store, canonical_json, write_atomic
 from robustkit.summary import environment, stage_rows, summarise
@@ -116,6 +120,8 @@ def evaluate(
     labels: str = "given",
     curve: bool = False,
     certify_radius: bool = False,
+    check_attack: bool = False,
+    adaptive: str = "auto",
     batch_size: BatchSize = "auto",
     device: str = "auto",
     seed: int = 0,
@@ -138,6 +144,9 @@ def evaluate(
         goal: untargeted, targeted:next or targeted:random.
         labels: given, or predicted (stability of the model's own answers).
         curve: search every correct sample's radius, for accuracies between the budgets.
+        adaptive: auto uses the adaptive surface that the model declares (and always attacks it as deployed
+            too); off only attacks it as deployed.
+        check_attack: test the attacks on binary tasks that have a known adversarial example.
         out: run folder; default runs/ and a name from the specification. An unfinished run resumes;
             a model handed over in Python gets a new folder each time unless `out` says which.
         time_limit: such as "2h"; the run then ends incomplete, with a valid bracket.
@@ -145,10 +154,13 @@ def evaluate(
     Raises:
         BadInput, Missing: nothing was computed. RobustkitError: a stage failed; all before is saved.
     """
+    keep_freed_memory()
     check_batch(batch_size)
     goal_, threat_ = Goal(goal), load_threat(threat if threat is not None else DEFAULT_THREAT)
     if labels not in ("given", "predicted"):
         raise unknown("labels", labels, ("given", "predicted"))
+    if adaptive not in ("auto", "off"):
+        raise unknown("adaptive", adaptive, ("auto", "off"))
     budgets = _budgets(eps, threat_)
     threat_ = threat_.at(max(budgets))
     searches = {"curve": curve, "certify_radius": certify_radius}
@@ -157,6 +169,9 @@ def evaluate(
     images = _data(DEFAULT_DATA if data is None else data, data_root)
     classifier = load_model(DEFAULT_MODEL if model is None else model, device=pick_device(device), allow_code=allow_code)
     classifier.check(images.images(slice(0, 1)), images.y)
+    if (goal == "accepted-error") and not classifier.surface.rejects:
+        raise BadInput("goal accepted-error is for models that reject: declare adaptive_surface with rejects=True, or use goal untargeted")
+    stages = with_surface(stages, classifier.surface, adaptive == "auto")
     stages, refused = _fitting(stages, classifier, threat_, images.images(slice(0, 1)), from_suite=attacks is None)
 
     specification = {
@@ -177,6 +192,7 @@ def evaluate(
         pool, clock = cache(lambda: pool_of(images, data_root)), Clock(limit, progress)
         run = _Run(classifier, images, threat_, goal_, labels, budgets, stages, seed, batch_size, store, clock, pool)
         run.specification, run.extra, run.refused = specification, extra, refused
+        run.check_attack = check_attack
         return run.work(report)
 
 
@@ -184,7 +200,23 @@ def certify(model: Any = None, data: Any = None, threat: Any = None, *, method: 
     """Certify only: the lower end of the bracket. Options as in evaluate; `curve=True` searches radii."""
     methods = [method] if isinstance(method, str) else list(method)
     radius = options.pop("curve", False)
+    model = _smoothed(model, methods, options)
     return evaluate(model, data, threat, attacks=["none"], certifiers=methods, certify_radius=radius, **options)
+
+
+def _smoothed(model: Any, methods: Sequence[str], options: dict[str, Any]) -> Any:
+    """The model, smoothed where the method says by how much: `smoothing:sigma=0.25` certifies smooth:(MODEL),sigma=0.25."""
+    named = [parse(m) for m in methods if isinstance(m, str) and parse(m).name in ("smoothing", "pixeldp", "renyi")]
+    if not named:
+        return model
+    made = registry.make("certifier", methods[0] if len(methods) == 1 else str(named[0]))
+    sigma: Any = getattr(made, "sigma", None)
+    noise: Any = getattr(made, "noise", "") or "gaussian"
+    if sigma is None:
+        return model
+    where = {"device": pick_device(options.get("device", "auto")), "allow_code": options.get("allow_code", False)}
+    base = load_model(DEFAULT_MODEL if model is None else model, **where)
+    return base if base.random else smoothed(base, Smoothing(sigma, noise))
 
 
 def _fitting(
@@ -202,6 +234,8 @@ def _fitting(
         try:
             if isinstance(method, Attack):
                 method.attempts(classifier.classes or 0)
+            elif isinstance(method, StatisticalCertifier):
+                method.sample(classifier, threat, 0)
             else:
                 method.bind(classifier, threat)(x, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64))
         except BadInput as problem:
@@ -217,6 +251,7 @@ class _Run:
     specification: dict[str, Any]
     extra: dict[str, Any]
     refused: dict[str, str]
+    check_attack: bool
 
     def __init__(
         self,
@@ -326,15 +361,22 @@ class _Run:
                 self._stage(self.stages[-1])
 
     def _examine(self) -> None:
+        """The honesty checks, and on request the test of the attacks themselves; each is done once a run."""
+        assert self.bench is not None
+        bench = self.bench
+        subject = (self.judge, self.data, bench.evidence, bench.logits, bench.targets, self.stages)
+        examination = Examination(*subject, self.seed, self.batch_size, self.clock.tick, self.pool)
         held = self.store.read_json("diagnostics.json")
         if held is None:
-            assert self.bench is not None
-            bench = self.bench
             with self.clock.stage("honesty checks", 1):
-                subject = (self.judge, self.data, bench.evidence, bench.logits, bench.targets, self.stages)
-                held = Examination(*subject, self.seed, self.batch_size, self.clock.tick).run()
+                held = examination.run()
             self.store.write_json("diagnostics.json", held)
-        self.findings = held
+        tested = self.store.read_json("check-attack.json")
+        if tested is None and self.check_attack:
+            with self.clock.stage("binary tasks", 1):
+                tested = Binarisation(examination.probe, examination.used).run()
+            self.store.write_json("check-attack.json", tested)
+        self.findings = held + ([tested] if tested is not None else [])
 
     def _finish(self, status: str, report: bool) -> Evaluation:
         """Read the answer off the evidence and store it."""
@@ -352,7 +394,8 @@ class _Run:
         shown = [s for s in self.stages if s.mode != "probe" or bool((evidence.upper_stage == s.number).any())]
         classifier = judge.classifier
         share = witnesses.eight_bit_share(store, self.stages, evidence, self.data, judge, self.bench.targets)
-        model = self.specification["model"] | {"parameters": classifier.parameters}
+        surface = {"surface": f"declared: {classifier.surface}"} if not classifier.surface.plain else {}
+        model = self.specification["model"] | {"parameters": classifier.parameters} | surface
         data: dict[str, Any] = {"spec": self.data.spec, "sha256": self.data.sha256, "n": len(self.data), "digest": self.data.digest}
         data |= {"class_names": list(self.data.class_names)} | ({"note": self.data.note} if self.data.note else {})
         summary = summarise(

@@ -20,11 +20,17 @@ class Suite:
 
 _NORMS = ("linf", "l2")
 _SPARSE = ("l1", "l0")
+_ROTATION = ("rotation",)
+_FLOW = ("flow",)
 
 SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
     "quick": {
         _NORMS: Suite(("ibp",), ("fgsm", "pgd:steps=20"), "pgd:steps=20", "a first look in seconds; not strong enough to report"),
         _SPARSE: Suite((), ("pgd:steps=20",), "pgd:steps=20", "a first look in seconds; not strong enough to report"),
+        _ROTATION: Suite(
+            (), ("rotation:mode=random",), "rotation:mode=random", "the worst of ten random rotations and shifts; a first look"
+        ),
+        _FLOW: Suite((), ("pgd:steps=20",), "pgd:steps=20", "a first look in seconds; not strong enough to report"),
     },
     "standard": {
         _NORMS: Suite(
@@ -34,9 +40,30 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
             "the AutoAttack recipe (APGD-CE, APGD-T, FAB-T, Square) behind interval bounds, each on what is still open",
         ),
         _SPARSE: Suite((), ("pgd:steps=100,restarts=5", "pgd:steps=100,restarts=5,loss=margin"), "pgd:steps=40", "PGD with two losses"),
+        _ROTATION: Suite(
+            (),
+            ("rotation:mode=grid", "pgd:steps=20,restarts=10,loss=margin"),
+            "rotation:angles=11,shifts=3",
+            "a grid of 31 x 5 x 5 rotations and shifts, then PGD between its points",
+        ),
+        _FLOW: Suite(
+            (),
+            ("pgd:steps=40,restarts=10", "pgd:steps=40,restarts=10,loss=margin", "stadv:steps=300", "adef:steps=50"),
+            "pgd:steps=40",
+            "PGD on the flow field with two losses, many restarts, then the smooth flows of stAdv and ADef",
+        ),
+    },
+    "rand": {
+        _NORMS: Suite(
+            (),
+            ("apgd:loss=ce,restarts=1,eot=20", "apgd:loss=dlr,restarts=1,eot=20"),
+            "pgd:steps=40,eot=20",
+            "for random models: gradients averaged over 20 draws, witnesses by a vote of fresh draws",
+        )
     },
     "black-box": {
         _NORMS: Suite((), ("square:queries=5000",), "square:queries=500", "scores only, no gradients"),
+        _ROTATION: Suite((), ("rotation:mode=grid",), "rotation:angles=11,shifts=3", "a grid of rotations and shifts, decisions only"),
     },
     "full": {
         _NORMS: Suite(
@@ -51,7 +78,25 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
             ),
             "pgd:steps=100",
             "standard with more restarts and losses, several times its cost",
-        )
+        ),
+        _ROTATION: Suite(
+            (),
+            ("rotation:mode=grid", "pgd:steps=40,restarts=20,loss=margin", "rotation:angles=61,shifts=9"),
+            "rotation:mode=grid",
+            "standard with a finer grid and more restarts, several times its cost",
+        ),
+        _FLOW: Suite(
+            (),
+            (
+                "pgd:steps=100,restarts=20",
+                "pgd:steps=100,restarts=20,loss=margin",
+                "stadv:steps=500,restarts=3",
+                "stadv:steps=300,tau=0.005",
+                "adef:steps=100",
+            ),
+            "pgd:steps=100",
+            "standard with more steps, restarts and losses, several times its cost",
+        ),
     },
 }
 

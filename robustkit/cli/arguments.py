@@ -6,6 +6,7 @@ import argparse
 from typing import NoReturn
 
 from robustkit import __version__
+from robustkit.cli.leaderboard_arguments import add_leaderboard
 from robustkit.errors import BadInput
 
 _MODEL = "zoo:NAME, FILE.safetensors, torchvision:NAME, package.module:callable, FILE.pt2"
@@ -33,9 +34,11 @@ def parser() -> Parser:
     one.add_argument("--suite", default="standard", help="named list of stages (default standard; see: robustkit list suites)")
     one.add_argument("--attack", action="append", metavar="SPEC", help="replaces the suite, for example pgd:steps=100; repeatable")
     one.add_argument("--certifier", action="append", metavar="SPEC", help="replaces the suite's certifiers; none for none; repeatable")
-    one.add_argument("--goal", default="untargeted", help="untargeted, targeted:next or targeted:random")
+    one.add_argument("--goal", default="untargeted", help="untargeted, targeted:next, targeted:random or accepted-error")
     one.add_argument("--labels", default="given", help="given, or predicted: the stability of the model's own answers")
     one.add_argument("--curve", action="store_true", help="search every sample's radius, for accuracies between the budgets")
+    one.add_argument("--adaptive", default="auto", help="auto: use what the defense declares; off: attack it only as deployed")
+    one.add_argument("--check-attack", action="store_true", help="also test the attacks on tasks with a known adversarial example")
     one.add_argument("--fail-under", type=_share, metavar="SHARE", help="exit 1 when robust accuracy is below this share")
 
     one = _command(commands, "certify", "prove a lower end of the bracket")
@@ -51,9 +54,23 @@ def parser() -> Parser:
     one.add_argument("--out", required=True, metavar="FILE", help="FILE.safetensors; an interrupted training resumes")
     _shared(one)
 
+    one = _command(commands, "reprogram", "make a frozen model do another task with one frame around its images (a study)")
+    one.add_argument("model", metavar="MODEL", help=f"the victim: {_MODEL}")
+    one.add_argument("--task", required=True, metavar="DATA", help=f"images smaller than the victim's: {_DATA}; or counting-squares")
+    one.add_argument("--out", required=True, metavar="FILE", help="FILE.safetensors; a picture is drawn beside it")
+    one.add_argument(
+        "--settings", default="", metavar="LIST", help="epochs, batch, lr, decay, penalty, scale, labels; for example epochs=30,scale=2"
+    )
+    one.add_argument("--no-control", action="store_true", help="leave out the same training on random weights")
+    one.add_argument("--allow-code", action="store_true", help="allow model files whose loaders can run code")
+    one.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+    _shared(one)
+
     one = _command(commands, "report", "one self-contained HTML file for one or several runs")
     one.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     one.add_argument("--html", required=True, metavar="FILE", help="where to write it")
+
+    add_leaderboard(commands, _command)
 
     one = _command(commands, "list", "what is there")
     one.add_argument("what", metavar="WHAT", help="attacks, defenses, certifiers, models, data, suites, threats or recipes")

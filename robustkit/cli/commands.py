@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
+from robustkit.cli.leaderboard import compare as compare
+from robustkit.cli.leaderboard import leaderboard as leaderboard
 from robustkit.cli.listings import describe, listing_of
 from robustkit.errors import Missing
 
@@ -18,7 +21,8 @@ def evaluate(args: argparse.Namespace) -> int:
     from robustkit.engine import evaluate as run
 
     options = {"suite": args.suite, "attacks": args.attack, "certifiers": args.certifier, "goal": args.goal, "labels": args.labels}
-    return _answer(args, run(args.model, args.data, args.threat, curve=args.curve, **options, **_options(args)), "robust_accuracy")
+    options |= {"curve": args.curve, "check_attack": args.check_attack, "adaptive": args.adaptive}
+    return _answer(args, run(args.model, args.data, args.threat, **options, **_options(args)), "robust_accuracy")
 
 
 def certify(args: argparse.Namespace) -> int:
@@ -79,6 +83,30 @@ def train(args: argparse.Namespace) -> int:
 
     path = run(args.recipe, args.data, arch=args.arch, out=args.out, seed=args.seed, device=args.device, root=args.data_root)
     print(path)
+    return 0
+
+
+def reprogram(args: argparse.Namespace) -> int:
+    """Train a program for a frozen model; print what it gets right and where it is."""
+    from robustkit import registry
+    from robustkit.tables import listing
+
+    study = importlib.import_module(f"{registry.ROOMS['attack']}.reprogramming_study")
+    found = study.reprogram(
+        args.model,
+        args.task,
+        out=args.out,
+        settings=f"reprogramming:{args.settings}" if args.settings else "reprogramming",
+        control=not args.no_control,
+        seed=args.seed,
+        device=args.device,
+        root=args.data_root,
+        allow_code=args.allow_code,
+    )
+    if args.json:
+        print(json.dumps(found, indent=1, allow_nan=False))
+    else:
+        listing(f"{found['victim']['spec']} made to do {found['task']['spec']}", study.rows(found), ["what", "found"])
     return 0
 
 

@@ -1,0 +1,124 @@
+"""The fixed probe of correct samples that the honesty checks look at, and attacks on it.
+
+Comparisons are flagged at a one-sided paired sign test p < 0.01 with a net difference of at least
+5 % of the probe, so that sound models are not flagged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+from robustkit.blocks import make_driver
+from robustkit.data import Data
+from robustkit.driver import BatchSize, Outcome, Samples
+from robustkit.errors import BadInput
+from robustkit.evidence import Bools, Evidence, Ints
+from robustkit.judge import Judge
+from robustkit.methods import Attack
+from robustkit.numerics import float_below
+from robustkit.plan import probe
+
+LEVEL, NET = 0.01, 0.05
+
+Finding = dict[str, str]
+"""{check, status, message, cure}; status is pass, warn, error or skipped, and only warn and error have a cure."""
+
+Verdict = tuple[str, str, str]
+"""(status, message, cure)."""
+
+
+def flagged(gains: int, losses: int, probe: int) -> bool:
+    """Whether one method beats another on the probe: `gains` samples only it breaks, `losses` only the other."""
+    return gains - losses >= max(1, NET * probe) and float(binom.sf(gains - 1, gains + losses, 0.5)) < LEVEL
+
+
+@dataclass
+class Probe:
+    """Up to 64 correct samples drawn by seed, and what attacks do to them."""
+
+    judge: Judge
+    data: Data
+    evidence: Evidence
+    logits: Tensor
+    """(N,K) clean logits of all samples."""
+    targets: Tensor
+    """(N,) goal targets of all samples."""
+    seed: int
+    batch_size: BatchSize
+    tick: Callable[[int], None]
+    pool: Callable[[], Data] | None = None
+    fallen: dict[tuple[str, float], Bools] = field(default_factory=dict)
+    """What has been tried: (attack, budget) -> who fell."""
+
+    @cached_property
+    def at(self) -> Ints:
+        """Positions of the probe's samples."""
+        return probe(self.evidence, self.seed)
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    @property
+    def budget(self) -> float:
+        """The run's largest budget, rounded down."""
+        return float_below(self.judge.threat.eps)
+
+    @property
+    def broken(self) -> Bools:
+        """Who has fallen in the run itself, within the largest budget."""
+        return self.evidence.upper[self.at] <= self.budget
+
+    def images(self) -> Tensor:
+        """(P,C,H,W) on the classifier's device."""
+        return self.data.images(torch.from_numpy(self.at)).to(self.judge.classifier.device)
+
+    def labels(self) -> Tensor:
+        """(P,) int64 on the classifier's device."""
+        return torch.from_numpy(self.evidence.label[self.at]).to(self.judge.classifier.device)
+
+    def attack(self, attack: Attack, budget: float | None = None) -> Bools:
+        """(P,) bool: who falls to this attack at this budget (default the run's); certified samples are not tried.
+
+        Raises BadInput where the attack does not fit the threat or the model.
+        """
+        most = self.budget if budget is None else budget
+        attack.accepts(self.judge.threat)
+        attack.attempts(self.logits.shape[1])
+        key = (attack.digest, most)
+        if key not in self.fallen:
+            fell = np.zeros(len(self), dtype=bool)
+            tried = np.flatnonzero(self.evidence.lower[self.at] < most)
+            if len(tried):
+                fell[tried] = self._hits(attack, most, self.at[tried])
+            self.fallen[key] = fell
+        return self.fallen[key]
+
+    def _hits(self, attack: Attack, budget: float, where: Ints) -> Bools:
+        at = torch.from_numpy(where)
+        label = torch.from_numpy(self.evidence.label)
+        eps = torch.full((len(at),), budget, dtype=torch.float64)
+        samples = Samples(self.data.index[at], label[at], self.targets[at], self.logits[at], eps, lambda i: self.data.images(at[i]))
+        found: list[Outcome] = []
+        options = {"seed": self.seed, "batch_size": self.batch_size, "tick": lambda _: self.tick(0), "pool": self.pool}
+        make_driver(attack, self.judge, **options).run(samples, found.append)
+        outcome = Outcome.join(found)
+        fell: Bools = outcome.success[outcome.at.argsort()].numpy()
+        return fell
+
+
+def finding(name: str, check: Callable[[], Verdict]) -> Finding:
+    """What a check has to say; where it cannot be done it is skipped and the run stands without it."""
+    try:
+        status, message, cure = check()
+    except BadInput as problem:
+        status, message, cure = "skipped", str(problem), ""
+    except RuntimeError as problem:  # what a model that hides its gradients raises
+        status, message, cure = "skipped", f"could not be done: {(str(problem).splitlines() or ['?'])[0]}", ""
+    return {"check": name, "status": status, "message": message, "cure": cure}
