@@ -56,7 +56,11 @@ class Square(Attack):
     def init(self, rows: Rows, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
         start = self._stripes(rows) if threat.name == "linf" else self._bumps(rows, square_bumps.ORDER[threat.name])
         start = threat.project(rows.x, start, rows.eps)
-        return {"p": start, "best": start, "loss": torch.full_like(rows.eps, -torch.inf, dtype=torch.float32)}
+        state = {"p": start, "best": start, "loss": torch.full_like(rows.eps, -torch.inf, dtype=torch.float32)}
+        if threat.name == "linf":  # the ball and the box are one box, the same in every step
+            far = torch.full_like(rows.x, 2.0)
+            state["low"], state["high"] = (threat.project(rows.x, way, rows.eps) for way in (-far, far))
+        return state
 
     def step(self, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
         p = state["p"]
@@ -66,11 +70,11 @@ class Square(Attack):
         size = self._side(rows)
         keys = streams.child(rows.key, rows.steps + 1)
         if threat.name == "linf":
-            ahead = self._move_linf(rows, best, size, keys)
+            ahead = self._move_linf(rows, best, size, keys).clamp_(state["low"], state["high"])
         else:
-            ahead = self._move_bump(rows, best, size, keys, square_bumps.ORDER[threat.name])
-        inside = square_bumps.into_box if threat.name == "l1" else threat.project
-        return {"p": inside(rows.x, ahead, rows.eps), "best": best, "loss": torch.where(better, loss, state["loss"])}
+            inside = square_bumps.into_box if threat.name == "l1" else threat.project
+            ahead = inside(rows.x, self._move_bump(rows, best, size, keys, square_bumps.ORDER[threat.name]), rows.eps)
+        return state | {"p": ahead, "best": best, "loss": torch.where(better, loss, state["loss"])}
 
     def _side(self, rows: Rows) -> Tensor:
         """(R,) int64 side of each row's next window, from the share that the schedule allows."""
