@@ -18,13 +18,14 @@ def cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of the label, or minus that of the target.
 
     As softplus of the others' log-sum over the own logit: in float32 the usual form loses the own
-    logit's part of the gradient where the model is sure, so that steps go astray.
+    logit's part of the gradient where the model is sure, so that steps go astray. In float64, because
+    exponentials of float32 have other last bits at the end of a batch than in its middle.
     """
-    aimed = target >= 0
+    aimed, z = target >= 0, logits.double()
     held = torch.where(aimed, target, y)[:, None]
-    others = logits.scatter(1, held, -torch.inf).logsumexp(1)
-    found = softplus(others - logits.gather(1, held)[:, 0])
-    return found * torch.where(aimed, -1.0, 1.0).to(logits.dtype)
+    others = z.scatter(1, held, -torch.inf).logsumexp(1)
+    found = softplus(others - z.gather(1, held)[:, 0])
+    return torch.where(aimed, -found, found).to(logits.dtype)
 
 
 def margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:

@@ -80,9 +80,13 @@ def uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(R, *shape) float32 standard normal by Box-Muller; |z| is at most about 6."""
+    """(R, *shape) float32 standard normal by Box-Muller; |z| is at most about 6.
+
+    A row's draws are a multiple of 32: kernels compute what is left of a tensor after whole vectors by
+    another logarithm and cosine, and a row would depend on its place in the batch.
+    """
     count = math.prod(shape)
-    pairs = uniform(keys, (2, (count + 1) // 2))
+    pairs = uniform(keys, (2, -(-count // 64) * 32))
     radius = pairs[:, 0].log().mul_(-2).sqrt_()
     angle = pairs[:, 1] * (2 * math.pi)
     both = torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)], dim=1)

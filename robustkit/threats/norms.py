@@ -110,7 +110,8 @@ class L2(NormThreat):
         drawn = streams.normal(streams.child(keys, 0), tuple(x.shape[1:]))
         length = eps.to(x.dtype)
         if not boundary:
-            length = length * streams.uniform(streams.child(keys, 1), (1,))[:, 0] ** (1 / x[0].numel())
+            share = streams.uniform(streams.child(keys, 1), (1,))[:, 0].double() ** (1 / x[0].numel())
+            length = length * share.to(x.dtype)
         norm = torch.linalg.vector_norm(drawn.flatten(1), dim=1)
         return self.project(x, drawn * column(length / norm, x), eps)
 

@@ -12,7 +12,7 @@ from robustkit.goals import GOALS, Goal
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
-@pytest.mark.parametrize("name", GOALS[1:])
+@pytest.mark.parametrize("name", [name for name in GOALS if name.startswith("targeted")])
 def test_targets_are_other_classes(name: str, classes: int) -> None:
     y, index = torch.arange(500) % classes, torch.arange(500)
     targets = Goal(name).targets(y, index, classes, seed=0)
