@@ -11,15 +11,26 @@ differentiable functions on the live module:
     graph = trace(module)
     loss = cross_entropy(worst_logits(graph, x, y, eps), y)
 
+    loss = cross_entropy(-crown_margins(graph, Region.around(x, eps), y, intermediate="ibp"), y)
+
 A further operation needs two rules: `operation(torch_target)` says what it becomes in the graph,
-`interval_rule(OpType)` how an interval goes through it (ops that derive from `ops.Affine` or
-`ops.Monotone` have one already):
+`interval_rule(OpType)` how an interval goes through it; and for CROWN a third, `relaxation(OpType)`,
+lines below and above it. Ops that derive from `ops.Affine` have all of them, ops that derive from
+`ops.Monotone` an interval rule. For a function of one value it is enough to know where f(x) - k x can
+be extreme (besides the ends of an interval):
 
-    class Softplus(ops.Monotone):
-        def forward(self, *inputs): return torch.nn.functional.softplus(inputs[0])
+    class Softsign(ops.Monotone):
+        def forward(self, *inputs): return torch.nn.functional.softsign(inputs[0])
 
-    @operation(nn.Softplus)
-    def softplus(build, module, x): return build.add(Softplus(), x)
+    @operation(nn.Softsign)
+    def softsign(build, module, x): return build.add(Softsign(), x)
+
+    @relaxation(Softsign)  # f' = 1 / (1 + |x|)^2 = k
+    def lines(op, low, high, at, choice):
+        def candidates(k, low, high):
+            x = k.clamp(1e-9, 1) ** -0.5 - 1
+            return [x, -x]
+        return curved(op, low, high, at, choice, candidates)
 
 `TABLE` maps every name a user can type to its class.
 """
@@ -31,10 +42,26 @@ import sys
 from types import ModuleType
 from typing import Any
 
-TABLE: dict[str, str] = {"ibp": "robustkit.certify.ibp:IBP"}
+TABLE: dict[str, str] = {
+    "alpha-crown": "robustkit.certify.alpha_crown:AlphaCrown",
+    "crown": "robustkit.certify.crown:Crown",
+    "crown-ibp": "robustkit.certify.crown_ibp:CrownIBP",
+    "ibp": "robustkit.certify.ibp:IBP",
+    "pixeldp": "robustkit.certify.pixeldp:PixelDP",
+    "renyi": "robustkit.certify.renyi:Renyi",
+    "smoothing": "robustkit.certify.smoothing:SmoothingCertifier",
+}
 
 _PUBLIC = {
+    "AlphaCrown": "robustkit.certify.alpha_crown",
+    "Crown": "robustkit.certify.crown",
+    "CrownIBP": "robustkit.certify.crown_ibp",
     "IBP": "robustkit.certify.ibp",
+    "Lines": "robustkit.certify.relax",
+    "Region": "robustkit.certify.region",
+    "crown_margins": "robustkit.certify.crown_ibp",
+    "curved": "robustkit.certify.relax",
+    "relaxation": "robustkit.certify.relax",
     "Graph": "robustkit.certify.graph",
     "Network": "robustkit.certify.graph",
     "trace": "robustkit.certify.graph",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from robustkit.certify import ops, rules, rules_affine, rules_elementwise, rules_shape  # noqa: F401 - the rules register themselves
+from robustkit.certify import activations, ops, rules, rules_affine, rules_elementwise, rules_shape, transposed  # noqa: F401 - rules register themselves
 from robustkit.certify.fold import fold
 from robustkit.certify.tracing import ROWS, Recording, fetch, record
 from robustkit.errors import BadInput

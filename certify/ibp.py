@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from robustkit.certify.binding import graph_of
 from robustkit.certify.graph import Graph, Network
 from robustkit.certify.interval import Ball, box, interval_margins
-from robustkit.errors import BadInput
 from robustkit.methods import Bound, Certifier
 from robustkit.numerics import PAD, pad_rows, padded
 
@@ -40,11 +40,7 @@ class IBP(Certifier):
         """See Certifier. A snapshot of the weights is taken; operations are checked here where the
         classifier knows its input shape, else with the first images."""
         self.accepts(threat)
-        if not isinstance(classifier.module, nn.Module):
-            name = classifier.spec or getattr(classifier.module, "__name__", type(classifier.module).__name__)
-            raise BadInput(f"the model {name} is no nn.Module: ibp must see inside the model, a plain function cannot be certified")
-        normalised = (classifier.mean, classifier.std) if classifier.normalises else (None, None)
-        bound = _Bound(Graph(classifier.module, *normalised), classifier.device, threat.name == "l2")
+        bound = _Bound(graph_of(classifier, self.name), classifier.device, threat.name == "l2")
         if classifier.input_shape:
             bound.network(tuple(classifier.input_shape), torch.float32)
         return bound

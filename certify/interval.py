@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from robustkit.certify import ops
+from robustkit.certify.activations import Dipping
 from robustkit.certify.graph import Graph, Network, Node
 from robustkit.errors import BadInput
 
@@ -111,11 +112,29 @@ def _relu(op: ops.ReLU, inputs: list[Interval], in_place: bool) -> Interval:
     return Interval(torch.sub(high, width, alpha=0.5), width)
 
 
+@interval_rule(Dipping)
+def _dipping(op: Dipping, inputs: list[Interval], in_place: bool) -> Interval:
+    low, high = inputs[0].low, inputs[0].high
+    ends = op.forward(low), op.forward(high)
+    least = op.forward(torch.minimum(torch.clamp(low, min=op.lowest), high))
+    return Interval.between(torch.minimum(least, torch.minimum(*ends)), torch.maximum(*ends))
+
+
 def _rule(node: Node) -> IntervalRule:
     for kind in type(node.op).__mro__:
         if kind in INTERVAL_RULES:
             return INTERVAL_RULES[kind]
     raise BadInput(f"ibp has no rule for {type(node.op).__name__} ({node.place}): register one with robustkit.certify.interval_rule")
+
+
+def interval_of(node: Node, inputs: list[Interval], ball: Ball | None, in_place: bool = False) -> tuple[Interval, Ball | None]:
+    """The interval of one node from those of its inputs, and its ball where its input is an elementwise image of one (`ball`)."""
+    found = _rule(node)(node.op, inputs, in_place)
+    if ball is not None and isinstance(node.op, (ops.Scale, ops.Reshape)):
+        return found, ball.through(node.op)
+    if ball is not None and isinstance(node.op, (ops.Linear, ops.Conv)):
+        found = _intersect(found, ball.through(node.op))
+    return found, None
 
 
 def propagate(
@@ -137,12 +156,9 @@ def propagate(
     for number, node in enumerate(network.nodes[1 : stop + 1], start=1):
         inputs = [found[i] for i in node.inputs]
         fresh = len(inputs) == 1 and network.consumers[node.inputs[0]] == 1 and isinstance(network.nodes[node.inputs[0]].op, _OWN)
-        found[number] = _rule(node)(node.op, inputs, in_place and fresh)
-        around = balls.get(node.inputs[0])
-        if around is not None and isinstance(node.op, (ops.Scale, ops.Reshape)):
-            balls[number] = around.through(node.op)
-        elif around is not None and isinstance(node.op, (ops.Linear, ops.Conv)):
-            found[number] = _intersect(found[number], around.through(node.op))
+        found[number], around = interval_of(node, inputs, balls.get(node.inputs[0]), in_place and fresh)
+        if around is not None:
+            balls[number] = around
         for i in node.inputs:
             left[i] -= 1
             if not left[i]:

@@ -101,6 +101,28 @@ class Conv(Affine):
         """Whether zeros are added around the input."""
         return self.padding != "valid" if isinstance(self.padding, str) else any(self.padding)
 
+    @cached_property
+    def before(self) -> tuple[int, ...]:
+        """Zeros added in front of the input, in every dimension."""
+        if not isinstance(self.padding, str):
+            return self.padding
+        spans = [d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:])]
+        return tuple(span // 2 if self.padding == "same" else 0 for span in spans)
+
+    @property
+    def interleaved(self) -> Tensor:
+        """The kernel (C s^2, O, k/s, k/s) whose plain convolution gives the s x s interleaved parts of the transposed one."""
+        out, channels, *size = self.weight.shape
+        step, parts = self.stride[0], [-(-k // self.stride[0]) for k in size]
+        filled = F.pad(self.weight, (0, parts[1] * step - size[1], 0, parts[0] * step - size[0]))
+        split = filled.view(out, channels, parts[0], step, parts[1], step).permute(1, 3, 5, 0, 2, 4)
+        return split.reshape(channels * step * step, out, *parts).flip(2, 3)
+
+    @cached_property
+    def matrices(self) -> dict[tuple[int, int], Tensor]:
+        """Transposed convolutions of small windows as matrices, kept by the window's size."""
+        return {}
+
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         function: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
         return function(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)

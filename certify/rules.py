@@ -46,8 +46,8 @@ Rule = Callable[..., Any]
 R = TypeVar("R", bound=Rule)
 TABLE: dict[Any, Rule] = {}
 KNOWN = (
-    "linear, convolution, batch norm in eval mode, average and max pooling, reshaping, slicing, padding, "
-    "concatenation, adding, scaling by constants, relu, leaky relu, sigmoid, tanh, clamp"
+    "linear, convolution and its transpose, batch norm in eval mode, average and max pooling, reshaping, slicing, padding, "
+    "concatenation, adding, scaling by constants, relu, leaky relu, elu, gelu, silu, softplus, sigmoid, tanh, clamp"
 )
 
 

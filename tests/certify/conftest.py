@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
 
@@ -90,6 +92,17 @@ def _conv() -> nn.Module:
     return nn.Sequential(first, nn.ReLU(), nn.Conv2d(4, 6, 3, padding="same"), nn.ReLU(), nn.Flatten(), nn.Linear(54, 5))
 
 
+def _transposed() -> nn.Module:
+    front = [nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3, 2, 1, 1, groups=2), nn.ReLU()]
+    return nn.Sequential(*front, nn.Flatten(2), nn.ConvTranspose1d(4, 2, 2, 2), nn.Flatten(), nn.Linear(144, 3))
+
+
+def _strides() -> nn.Module:
+    """Windows that grow over three convolutions, kernels that are no multiple of their stride, values that no window sees."""
+    front = [nn.Conv2d(2, 3, 3, 2, 1), nn.ReLU(), nn.Conv2d(3, 4, 3, 2), nn.LeakyReLU(0.1), nn.Conv2d(4, 4, 2), nn.ReLU()]
+    return nn.Sequential(*front, nn.Flatten(), nn.Linear(4, 3))
+
+
 def _conv1d() -> nn.Module:
     return nn.Sequential(nn.Flatten(2), nn.Conv1d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool1d(3), nn.Flatten(), nn.Linear(12, 3))
 
@@ -112,9 +125,18 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "relu": (lambda: _mlp(nn.ReLU()), IMAGE),
     "sigmoid": (lambda: _mlp(nn.Sigmoid()), IMAGE),
     "leaky": (lambda: _mlp(nn.LeakyReLU(0.3)), IMAGE),
+    "steep-leaky": (lambda: _mlp(nn.LeakyReLU(1.4)), IMAGE),
+    "elu": (lambda: _mlp(nn.ELU(1.5)), IMAGE),
+    "gelu": (lambda: _mlp(nn.GELU()), IMAGE),
+    "gelu-tanh": (lambda: _mlp(nn.GELU("tanh")), IMAGE),
+    "silu": (lambda: _mlp(nn.SiLU()), IMAGE),
+    "softplus": (lambda: _mlp(nn.Softplus(2.0)), IMAGE),
+    "hardtanh": (lambda: _mlp(nn.Hardtanh(-0.2, 0.3)), IMAGE),
     "tanh-last": (lambda: _mlp(nn.Identity(), nn.Tanh()), IMAGE),
     "conv": (_conv, (2, 6, 6)),
     "conv1d": (_conv1d, IMAGE),
+    "strides": (_strides, (2, 10, 10)),
+    "transposed": (_transposed, (2, 6, 6)),
     "pools": (_pools, (2, 6, 6)),
     "norms": (_norms, (2, 6, 6)),
     "functional": (Functional, (2, 8, 8)),
@@ -159,3 +181,81 @@ def network(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[int, ...]]
 def make_network() -> Callable[..., Any]:
     """`build`, for tests that want one network by name."""
     return build
+
+
+def _exact_minimum(layers: list[tuple[np.ndarray, np.ndarray]], low: np.ndarray, high: np.ndarray, c: np.ndarray) -> float:
+    """min c . logits over the box of a ReLU network, by a big-M encoding whose M comes from weight norms."""
+    sizes = [len(low)] + [len(b) for _, b in layers]
+    hidden = sum(sizes[1:-1])
+    count = sum(sizes[:-1]) + hidden  # inputs and activations, then one binary per hidden neuron
+    rows, uppers, at, scale = [], [], 0, float(max(abs(low).max(), abs(high).max()))
+    binary = sum(sizes[:-1])
+    for layer, (weight, bias) in enumerate(layers[:-1]):
+        scale = scale * float(abs(weight).sum(1).max()) + float(abs(bias).max())
+        after = at + sizes[layer]
+        for i in range(sizes[layer + 1]):
+            z = np.zeros(count)
+            z[at:after] = weight[i]
+            a, d = np.zeros(count), np.zeros(count)
+            a[after + i], d[binary] = 1, 1
+            rows += [z - a, a - z + scale * d, a - scale * d]  # a >= z + b; a <= z + b + M (1 - d); a <= M d
+            uppers += [-bias[i], bias[i] + scale, 0.0]
+            binary += 1
+        at = after
+    weight, bias = layers[-1]
+    objective = np.zeros(count)
+    objective[at : at + sizes[-2]] = c @ weight
+    lows = np.concatenate([low, np.zeros(count - len(low))])
+    highs = np.concatenate([high, np.full(sum(sizes[1:-1]), np.inf), np.ones(hidden)])
+    integral = np.concatenate([np.zeros(count - hidden), np.ones(hidden)])
+    constraints = LinearConstraint(np.array(rows), -np.inf, np.array(uppers))
+    found = milp(objective, constraints=constraints, bounds=Bounds(lows, highs), integrality=integral)
+    assert found.status == 0, found.message
+    return float(found.fun + c @ bias)
+
+
+@pytest.fixture
+def exact_minimum() -> Callable[..., float]:
+    """(layers [(weight, bias)], low, high, c) -> the least c . logits of a ReLU network over a box."""
+    return _exact_minimum
+
+
+def _least_found(module: nn.Module, x: Tensor, eps: float, norm: str, y: Tensor, count: int = 30, steps: int = 6) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+
+    def scaled(step: Tensor) -> Tensor:
+        flat = step.flatten(-3)
+        if norm == "linf":
+            return step.sign()
+        if norm == "l2":
+            return (flat / flat.norm(dim=-1, keepdim=True).clamp(min=1e-12)).view_as(step)
+        most = flat.abs().argmax(-1, keepdim=True)
+        return torch.zeros_like(flat).scatter(-1, most, flat.gather(-1, most).sign()).view_as(step)
+
+    def margins(p: Tensor) -> Tensor:
+        logits = module(p)
+        return logits.gather(1, y.repeat(len(p) // len(y))[:, None]) - logits
+
+    drawn = torch.randn(count, *x.shape, dtype=x.dtype, generator=generator)
+    size = {"linf": drawn.abs().flatten(2).amax(2), "l2": drawn.flatten(2).norm(dim=2), "l1": drawn.abs().flatten(2).sum(2)}[norm]
+    drawn = torch.cat([eps * drawn / size.view(count, -1, 1, 1, 1), eps * scaled(drawn)])
+    with torch.no_grad():
+        best = margins((x + drawn).clamp(0, 1).flatten(0, 1)).view(len(drawn), *y.shape, -1).amin(0)
+    for j in range(best.shape[1]):
+        point = x.clone()
+        for step in range(steps):
+            point.requires_grad_()
+            value = margins(point)[:, j]
+            (gradient,) = torch.autograd.grad(value.sum(), point)
+            best[:, j] = torch.minimum(best[:, j], value.detach())
+            corner = (x - eps * scaled(gradient)).clamp(0, 1)
+            point = point.detach() + (corner - point.detach()) * (1.0 if step == 0 else 2 / (step + 2))
+            with torch.no_grad():
+                best[:, j] = torch.minimum(best[:, j], margins(corner)[:, j])
+    return best
+
+
+@pytest.fixture
+def least_found() -> Callable[..., Tensor]:
+    """(module, x, eps, norm, y) -> (N, K) least z_y - z_j that sampling and Frank-Wolfe steps find in the ball within [0,1]."""
+    return _least_found

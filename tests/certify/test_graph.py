@@ -117,8 +117,8 @@ def test_parametrised_weights_stay_live() -> None:
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Sequential(nn.GELU())), ["GELU", "layer '2.0'"]),
-        (Of(lambda self, x: F.gelu(x).flatten(1)), ["gelu", "test_graph.py:"]),
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Sequential(nn.Mish())), ["Mish", "layer '2.0'"]),
+        (Of(lambda self, x: F.mish(x).flatten(1)), ["mish", "test_graph.py:"]),
         (Of(lambda self, x: x.flatten(1).cumsum(1)), ["Tensor.cumsum", "test_graph.py:"]),
         (nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Softmax(dim=1)), ["Softmax", "layer '2'"]),
         (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.Flatten()), ["Conv2d", "layer '0'", "reflect"]),
@@ -201,19 +201,19 @@ def test_dead_branches_are_dropped() -> None:
 
 
 def test_a_further_operation_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Softplus(ops.Monotone):
+    class Softsign(ops.Monotone):
         def forward(self, *inputs: Tensor) -> Tensor:
-            return F.softplus(inputs[0])
+            return F.softsign(inputs[0])
 
     class Other(ops.Op):
         def forward(self, *inputs: Tensor) -> Tensor:
-            return F.softplus(inputs[0])
+            return F.softsign(inputs[0])
 
-    module, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 2), nn.Softplus()), torch.rand(3, *IMAGE)
-    assert "Softplus" in refused(module)
-    monkeypatch.setitem(rules.TABLE, nn.Softplus, lambda build, layer, value: build.add(Softplus(), value))
+    module, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 2), nn.Softsign()), torch.rand(3, *IMAGE)
+    assert "Softsign" in refused(module)
+    monkeypatch.setitem(rules.TABLE, nn.Softsign, lambda build, layer, value: build.add(Softsign(), value))
     low, high = interval_logits(trace(module), x, x)
     assert torch.allclose(low, module(x), atol=1e-5) and torch.allclose(high, module(x), atol=1e-5)
-    monkeypatch.setitem(rules.TABLE, nn.Softplus, lambda build, layer, value: build.add(Other(), value))
+    monkeypatch.setitem(rules.TABLE, nn.Softsign, lambda build, layer, value: build.add(Other(), value))
     with pytest.raises(BadInput, match=r"no rule for Other \(in layer '2'\)"):
         interval_logits(trace(module), x, x)

@@ -153,11 +153,11 @@ def test_a_bound_is_of_the_weights_it_was_bound_to(make_network: Callable[..., M
 
 
 def test_bad_input_is_said_when_bound() -> None:
-    gelu = nn.Sequential(nn.Flatten(), nn.GELU(), nn.Linear(4, 2))
-    with pytest.raises(BadInput, match=r"GELU \(in layer '1'\)"):
-        IBP().bind(Classifier(gelu, input_shape=(1, 2, 2)), Linf("0.1"))
-    bound = IBP().bind(Classifier(gelu), Linf("0.1"))
-    with pytest.raises(BadInput, match=r"GELU \(in layer '1'\)"):
+    mish = nn.Sequential(nn.Flatten(), nn.Mish(), nn.Linear(4, 2))
+    with pytest.raises(BadInput, match=r"Mish \(in layer '1'\)"):
+        IBP().bind(Classifier(mish, input_shape=(1, 2, 2)), Linf("0.1"))
+    bound = IBP().bind(Classifier(mish), Linf("0.1"))
+    with pytest.raises(BadInput, match=r"Mish \(in layer '1'\)"):
         bound(torch.rand(16, 1, 2, 2), torch.zeros(16, dtype=torch.int64), full(16, 0.1))
     with pytest.raises(BadInput, match="no nn.Module"):
         IBP().bind(Classifier(lambda x: x.flatten(1)), Linf("0.1"))
@@ -166,4 +166,4 @@ def test_bad_input_is_said_when_bound() -> None:
         name = "elsewhere"
 
     with pytest.raises(BadInput, match="does not work for threat elsewhere"):
-        IBP().bind(Classifier(gelu), Elsewhere("0.1"))
+        IBP().bind(Classifier(mish), Elsewhere("0.1"))

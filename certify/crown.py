@@ -1,0 +1,41 @@
+"""CROWN: Zhang et al. 2018, "Efficient Neural Network Robustness Certification with General
+Activation Functions", arXiv 1811.00866; with slope=same the dual bound of Wong and Kolter 2018,
+arXiv 1711.00851 (Fast-Lin).
+
+Deviations: only unstable neurons are bounded backward; intermediate intervals are cut with interval
+bounds that start from the tightened ones, margins with those of interval bounds; the input box is
+clipped to [0,1] and rounded outward; a ball and the box are used together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustkit.certify.backward import bound_margins, bound_nodes
+from robustkit.certify.crown_ibp import CrownIBP
+from robustkit.certify.graph import Network
+from robustkit.certify.region import Region
+
+
+@dataclass(frozen=True)
+class Crown(CrownIBP):
+    """Bounds every unstable neuron and the margins by backward linear relaxation.
+
+    Fields: slope, the lower slope of an unstable ReLU: adaptive (0 or 1, whichever loses less
+    area) or same (that of the upper line: the dual bound of Wong and Kolter).
+    """
+
+    name = "crown"
+    paper = "Zhang et al. 2018, arXiv 1811.00866"
+    cost = 500.0
+
+    def margins(self, network: Network, region: Region, y: Tensor) -> Tensor:
+        margins, state, left, others = self.start(network, region, y)
+        if state is not None:
+            bound_nodes(state, self.slope)
+            found = bound_margins(state, y[left], others[left], state.relax(self.slope))
+            margins[left] = torch.maximum(margins[left], found)
+        return margins.amin(1)
