@@ -10,14 +10,20 @@ clipped to [0,1] and rounded outward; a ball and the box are used together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from robustkit.certify import ops
 from robustkit.certify.backward import bound_margins, bound_nodes
+from robustkit.certify.binding import graph_of
 from robustkit.certify.crown_ibp import CrownIBP
 from robustkit.certify.graph import Network
 from robustkit.certify.region import Region
+
+if TYPE_CHECKING:
+    from robustkit.classifier import Classifier
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,12 @@ class Crown(CrownIBP):
     name = "crown"
     paper = "Zhang et al. 2018, arXiv 1811.00866"
     cost = 500.0
+
+    def effort(self, classifier: Classifier, shape: tuple[int, ...]) -> float:
+        """One backward pass for every neuron that may be unstable, many of them at once (measured: an eighth of a forward each)."""
+        nodes = graph_of(classifier, self.name).network(shape, torch.float32).nodes
+        neurons = [nodes[i].shape for node in nodes for i in node.inputs if not isinstance(node.op, (ops.Affine, ops.Input))]
+        return max(self.cost, sum(torch.Size(shape).numel() for shape in neurons) / 8)
 
     def margins(self, network: Network, region: Region, y: Tensor) -> Tensor:
         margins, state, left, others = self.start(network, region, y)

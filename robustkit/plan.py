@@ -104,7 +104,8 @@ def make_plan(
     certify_radius: bool = False,
     seed: int = 0,
 ) -> list[Stage]:
-    """All stages of a run: certifiers, then attacks, each at every budget, smallest first.
+    """All stages of a run: certifiers, then attacks, each at every budget, smallest first; a suite's
+    certifiers that cost more than its first attack come behind that.
 
     Explicit attacks replace the suite's attacks, explicit certifiers its certifiers; `["none"]`
     means none. With `curve` (or `certify_radius`, for certifiers alone) radius stages over all
@@ -114,13 +115,14 @@ def make_plan(
     chosen = find_suite(suite, threat) if attacks is None or has_suite(suite, threat) else None
     provers = _methods("certifier", certifiers if certifiers is not None else chosen.certifiers if chosen else ())
     seekers = _methods("attack", attacks if attacks is not None else chosen.attacks if chosen else ())
+    later = _methods("certifier", chosen.later) if chosen and certifiers is None else []
     searchers: list[Attack | Certifier] = []
     if curve and seekers:
         searchers = [method for method in seekers if isinstance(method, Attack) and method.minimum_norm] or seekers[:1]
         if chosen and attacks is None:
             searchers = [registry.make("attack", chosen.radius)]
     stages: list[Stage] = []
-    for method in [*provers, *seekers]:
+    for method in [*provers, *seekers[:1], *later, *seekers[1:]]:
         method.accepts(threat)
         if method in searchers and isinstance(method, Attack) and method.minimum_norm:
             continue  # its one run over all samples, below, settles every budget
@@ -130,7 +132,7 @@ def make_plan(
     if curve or certify_radius:
         stages += [Stage(len(stages) + 1 + i, method, "radius", top) for i, method in enumerate(provers)]
     stages += [Stage(len(stages) + 1 + i, method, "radius", top) for i, method in enumerate(searchers)]
-    if provers:
+    if provers or later:
         stages.append(Stage(len(stages) + 1, registry.make("attack", PROBING), "probe", top, seed=seed))
     return stages
 
@@ -170,14 +172,16 @@ def _methods(kind: str, given: str | Method | Sequence[str | Method]) -> list[At
     return found
 
 
-def pays(stage: Stage, settled: int, tried: int, classes: int, stages: Sequence[Stage]) -> bool:
-    """Whether a certifier saves more than it costs, in forward-equivalents, judged by its trial.
+def saved(stage: Stage, classes: int, stages: Sequence[Stage]) -> float:
+    """Forward-equivalents a sample that the attacks behind a certifier cost at its budget, where they find nothing."""
+    behind = [s for s in stages if isinstance(s.method, Attack) and s.mode == "settle" and s.eps == stage.eps and s.number > stage.number]
+    return sum(s.method.cost(classes) for s in behind if isinstance(s.method, Attack))
 
-    What it saves is the cost of the attacks that follow at the same budget. A certifier that costs
-    less than a few attack steps always goes on: its answer is worth having for itself.
+
+def pays(settled: int, tried: int, cost: float, saves: float) -> bool:
+    """Whether a certifier saves more than it costs, in forward-equivalents a sample, judged by its trial.
+
+    One that costs less than a few attack steps goes on wherever it has proven anything: its answer is
+    worth having for itself.
     """
-    assert isinstance(stage.method, Certifier)
-    if stage.method.cost <= 5:
-        return True
-    later = sum(s.method.cost(classes) for s in stages if isinstance(s.method, Attack) and s.mode == "settle" and s.eps == stage.eps)
-    return settled * later > tried * stage.method.cost
+    return settled > 0 if cost <= 5 else settled * saves > tried * cost

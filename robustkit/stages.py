@@ -20,7 +20,7 @@ from robustkit.judge import Judge
 from robustkit.memory import out_of_memory
 from robustkit.methods import Attack, Bound, Certifier, StatisticalCertifier
 from robustkit.numerics import PAD, float_below, padded
-from robustkit.plan import TRIAL, Stage, pays
+from robustkit.plan import TRIAL, Stage, pays, saved
 from robustkit.radius import search_radius, shrink
 from robustkit.store import UNIT, Arrays, Store
 
@@ -73,13 +73,19 @@ class Bench:
         was_open = len(self.evidence.open_at(stage.eps))
         tally = self.tallies[stage.number] = Tally()
         try:
-            if stage.on_trial and len(at) > TRIAL:
-                tally.received = TRIAL
-                self._positions(stage, f"{stage.id}-trial", at[:TRIAL], tally)
-                settled = was_open - len(self.evidence.open_at(stage.eps))
-                at = at[TRIAL:]
-                if not pays(stage, settled, TRIAL, self.logits.shape[1], stages):
-                    at, tally.note = at[:0], f"ended after its trial: settled {settled} of {TRIAL}, which does not pay"
+            if stage.on_trial and len(at) and isinstance(stage.method, Certifier):
+                saves = saved(stage, self.logits.shape[1], stages)
+                cost = stage.method.effort(self.judge.classifier, self.data.shape)
+                if cost > max(saves, 5):
+                    tally.note = f"not tried: about {cost:.3g} forward passes a sample, the attacks behind it cost {saves:.3g}"
+                    at = at[:0]
+                elif len(at) > TRIAL:
+                    tally.received = TRIAL
+                    self._positions(stage, f"{stage.id}-trial", at[:TRIAL], tally)
+                    settled = was_open - len(self.evidence.open_at(stage.eps))
+                    at = at[TRIAL:]
+                    if not pays(settled, TRIAL, cost, saves):
+                        at, tally.note = at[:0], f"ended after its trial: settled {settled} of {TRIAL}, which does not pay"
             tally.received += len(at)
             self._positions(stage, stage.id, at, tally)
             tally.complete = True

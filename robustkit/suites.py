@@ -16,6 +16,8 @@ class Suite:
     attacks: tuple[str, ...]
     radius: str
     about: str
+    later: tuple[str, ...] = ()
+    """Certifiers that run behind the first attack, because they cost more than it does."""
 
 
 _NORMS = ("linf", "l2")
@@ -37,9 +39,17 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
             ("ibp",),
             ("apgd:loss=ce,restarts=1", "apgd:loss=dlr-targeted,restarts=1", "fab:steps=100", "square:queries=5000"),
             "pgd:steps=40",
-            "the AutoAttack recipe (APGD-CE, APGD-T, FAB-T, Square) behind interval bounds, each on what is still open",
+            "the AutoAttack recipe (APGD-CE, APGD-T, FAB-T, Square) with certificates where they pay, each on what is still open",
+            later=("crown-ibp", "crown"),
         ),
-        _SPARSE: Suite((), ("pgd:steps=100,restarts=5", "pgd:steps=100,restarts=5,loss=margin"), "pgd:steps=40", "PGD with two losses"),
+        ("l1",): Suite(
+            (),
+            ("pgd:steps=100,restarts=5", "pgd:steps=100,restarts=5,loss=margin", "square:queries=5000"),
+            "pgd:steps=40",
+            "PGD with two losses and Square, with certificates where they pay",
+            later=("crown-ibp", "crown"),
+        ),
+        ("l0",): Suite((), ("pgd:steps=100,restarts=5", "pgd:steps=100,restarts=5,loss=margin"), "pgd:steps=40", "PGD with two losses"),
         _ROTATION: Suite(
             (),
             ("rotation:mode=grid", "pgd:steps=20,restarts=10,loss=margin"),
@@ -78,6 +88,7 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
             ),
             "pgd:steps=100",
             "standard with more restarts and losses, several times its cost",
+            later=("crown-ibp", "crown"),
         ),
         _ROTATION: Suite(
             (),

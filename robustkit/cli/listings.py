@@ -50,7 +50,14 @@ def _suites() -> tuple[list[str], Rows]:
     rows = []
     for name, families in SUITES.items():
         for threats, suite in families.items():
-            rows.append([name, ", ".join(threats), " -> ".join([*suite.certifiers, *suite.attacks]), suite.about])
+            rows.append(
+                [
+                    name,
+                    ", ".join(threats),
+                    " -> ".join([*suite.certifiers, *suite.attacks[:1], *suite.later, *suite.attacks[1:]]),
+                    suite.about,
+                ]
+            )
     return ["name", "threats", "stages", "about"], rows
 
 
@@ -89,6 +96,9 @@ def describe(what: str, threat: str) -> tuple[str, list[str], Rows]:
         found = suite(name, load_threat(threat))
         rows = [["certifier", str(registry.make("certifier", text).spec)] for text in found.certifiers]
         rows += [["attack", str(registry.make("attack", text).spec)] for text in found.attacks]
+        rows[len(found.certifiers) + 1 : len(found.certifiers) + 1] = [
+            ["certifier", str(registry.make("certifier", text).spec)] for text in found.later
+        ]
         rows += [["radius search (--curve)", str(registry.make("attack", found.radius).spec)]]
         return f"suite {name} for {threat}: {found.about}", ["kind", "specification"], rows
     if kind not in registry.ROOMS:

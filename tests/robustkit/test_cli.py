@@ -209,7 +209,7 @@ def test_a_suite_leaves_out_certifiers_that_do_not_fit(place: Path, capsys: pyte
 def test_a_suite_leaves_out_attacks_that_need_more_classes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "usercode:pair", "--data", "npz:pair.npz", "--threat", "linf:0.001", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert [stage["name"] for stage in answer["stages"]] == ["ibp", "apgd", "fab", "square"]
+    assert [stage["name"] for stage in answer["stages"]] == ["ibp", "apgd", "crown-ibp", "crown", "fab", "square"]
     (told,) = [d for d in answer["diagnostics"] if d["check"].startswith("attack apgd:loss=dlr-targeted")]
     assert told["status"] == "skipped"
     assert "4 classes" in told["message"]

@@ -22,7 +22,7 @@ from robustkit.classifier import Classifier
 from robustkit.errors import BadInput
 from robustkit.evidence import Evidence
 from robustkit.methods import Bound, Certifier
-from robustkit.plan import PROBE, TRIAL, Stage, make_plan, pays, probe, without
+from robustkit.plan import PROBE, TRIAL, Stage, make_plan, pays, probe, saved, without
 from robustkit.threats import Linf, Threat
 
 BUDGETS = [Fraction(1, 10), Fraction(1, 20)]
@@ -170,12 +170,28 @@ def test_a_probe_looks_at_certified_samples_only() -> None:
 
 
 def test_whether_a_certifier_pays() -> None:
-    stages = [Stage(1, Costly(), "settle", BUDGETS[0], True), Stage(2, PGD(steps=100), "settle", BUDGETS[0])]
-    assert PGD(steps=100).cost(10) == 200
-    assert [pays(stages[0], settled, TRIAL, 10, stages) for settled in (0, 4, 5, 16)] == [False, False, True, True]
-    assert not pays(stages[0], 16, TRIAL, 10, stages[:1])
-    cheap = replace(stages[0], method=IBP())
-    assert pays(cheap, 0, TRIAL, 10, [cheap])
+    first, second = (Stage(i + 1, Costly(), "settle", BUDGETS[0], True) for i in (0, 2))
+    stages = [first, Stage(2, PGD(steps=100), "settle", BUDGETS[0]), second, Stage(4, PGD(steps=50), "settle", BUDGETS[0])]
+    assert [saved(stage, 10, stages) for stage in (first, second)] == [300, 100]  # what comes behind it at its budget
+    assert saved(replace(first, eps=BUDGETS[1]), 10, stages) == 0
+    assert [pays(settled, TRIAL, 50, 200) for settled in (0, 4, 5, 16)] == [False, False, True, True]
+    assert not pays(16, TRIAL, 50, 0)
+    assert [pays(settled, TRIAL, 2.3, 0) for settled in (0, 1)] == [False, True]
+
+
+def test_a_suites_later_certifiers_come_behind_its_first_attack() -> None:
+    names = [s.method.name for s in plan(suite="standard") if s.mode == "settle" and s.eps == Fraction(1, 10)]
+    assert names == ["ibp", "apgd", "crown-ibp", "crown", "apgd", "fab", "square"]
+    assert "crown" not in {s.method.name for s in plan(suite="standard", certifiers=["ibp"])}
+
+
+def test_a_certifier_that_costs_more_than_it_could_save_is_not_tried(go: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    suite = suites.Suite(("costly",), ("pgd:steps=20",), "pgd:steps=5", "for this test")
+    monkeypatch.setitem(suites.SUITES, "trial", {("linf",): suite})
+    run = go(suite="trial", attacks=None, certifiers=None, threat="linf:0.001", out=tmp_path / "run")
+    row = run.summary()["stages"][0]
+    assert "not tried" in row["note"]
+    assert (row["received"], row["forwards"], ASKED["rows"]) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("works", [True, False])
