@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         threat = load_threat(chosen.threat)
         classifier = load_model(chosen.model, device=chosen.device)
         x, y = load_data(chosen.data, chosen.data_root)
-        contenders = {
+        contenders: dict[str, Callable[[], Callable[[int], Found]]] = {
             "official": lambda: official(classifier, x, y, threat, chosen.official_batch),
             "robustkit": lambda: ours(classifier, x, y, threat, ["none"]),
             "certified": lambda: ours(classifier, x, y, threat, None),

@@ -207,11 +207,11 @@ class Examination:
         return "pass", f"{left} of {len(self.probe)} probe samples survive an unbounded budget", ""
 
     def _stronger(self, used: Sequence[Attack]) -> Attack:
-        """The run's last gradient attack that stays within the budget (else its last at all) with twice its
-        steps and restarts; PGD-100 x 5 where there is none."""
+        """The run's cheapest gradient attack that stays within the budget (else its cheapest at all) with twice
+        its steps and restarts; PGD-100 x 5 where there is none."""
         iterated = [a for a in used if a.access == "gradient" and {"steps", "restarts"} <= a.__dict__.keys()]
         if iterated:
-            attack = ([a for a in iterated if a.bounded] or iterated)[-1]
+            attack = min([a for a in iterated if a.bounded] or iterated, key=lambda a: a.cost(self.logits.shape[1]))
             spec, fields = attack.spec, attack.__dict__
             options = dict(spec.options) | {"steps": 2 * fields["steps"], "restarts": 2 * fields["restarts"]}
             return build(type(attack), type(spec)(spec.name, (), {k: _exact(v) for k, v in options.items()}), "attack")
