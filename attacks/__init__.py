@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from robustkit.attacks.fab import FAB as FAB
     from robustkit.attacks.fgsm import FGSM as FGSM
     from robustkit.attacks.foolbox import FoolboxAttack as FoolboxAttack
+    from robustkit.attacks.guided_pgd import GuidedPGD as GuidedPGD
     from robustkit.attacks.local_variance import LocalVariance as LocalVariance
     from robustkit.attacks.mi_fgsm import MIFGSM as MIFGSM
     from robustkit.attacks.nes import NES as NES
@@ -29,6 +30,7 @@ TABLE = {
     "fgsm": "robustkit.attacks.fgsm:FGSM",
     "bim": "robustkit.attacks.bim:BIM",
     "pgd": "robustkit.attacks.pgd:PGD",
+    "guided-pgd": "robustkit.attacks.guided_pgd:GuidedPGD",
     "mi-fgsm": "robustkit.attacks.mi_fgsm:MIFGSM",
     "di-fgsm": "robustkit.attacks.di_fgsm:DIFGSM",
     "apgd": "robustkit.attacks.apgd:APGD",
@@ -58,6 +60,7 @@ __all__ = [
     "ADef",
     "Boundary",
     "FoolboxAttack",
+    "GuidedPGD",
     "LocalVariance",
     "RotationSearch",
     "SecondOrder",

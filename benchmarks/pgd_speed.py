@@ -58,22 +58,28 @@ def contenders(case: Case) -> dict[str, Run]:
     return chosen
 
 
-def measure(case: Case, repeats: int, clock: Callable[[], float]) -> dict[str, Any]:
-    """Time every contender `repeats` times in turn, after one unmeasured round."""
+def measure(case: Case, repeats: int, clock: Callable[[], float], peers_first: bool) -> dict[str, Any]:
+    """Time every contender `repeats` times in turn, after one unmeasured round.
+
+    robustkit has the C library keep freed memory, which serves whatever comes after it in the process.
+    With `peers_first` the others have all their rounds before that, as in a process without robustkit.
+    """
     runs = contenders(case)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     robust: dict[str, list[float]] = {name: [] for name in runs if name != "limit"}
     names = list(runs)
-    for turn in range(repeats + 1):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = clock()
-            adversarial = runs[name](turn)
-            took = clock() - start
-            if turn:
-                seconds[name].append(took)
-            if adversarial is not None:
-                robust[name].append(robust_accuracy(case, adversarial))
-        print(f"{case.name}: round {turn} of {repeats}", file=sys.stderr)
+    order = [(turn, name) for turn in range(repeats + 1) for name in names[turn % len(names) :] + names[: turn % len(names)]]
+    if peers_first:
+        order.sort(key=lambda entry: entry[1] == "robustkit")
+    for turn, name in order:
+        start = clock()
+        adversarial = runs[name](turn)
+        took = clock() - start
+        if turn:
+            seconds[name].append(took)
+        if adversarial is not None:
+            robust[name].append(robust_accuracy(case, adversarial))
+        print(f"{case.name}: round {turn} of {repeats}, {name}", file=sys.stderr)
     mine = seconds["robustkit"]
     ratios = {name: statistics.median(a / b for a, b in zip(mine, times)) for name, times in seconds.items() if name != "robustkit"}
     return {
@@ -122,7 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-root", metavar="DIR", help="where MNIST lies (or set ROBUSTKIT_DATA)")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds, for a busy machine; only with --threads 1")
+    parser.add_argument("--peers-first", action="store_true", help="the others' rounds before robustkit's; for one model a call")
     chosen = parser.parse_args(arguments)
+    if chosen.peers_first and len(chosen.models) + (not chosen.no_resnet) != 1:
+        parser.error("--peers-first is for one model a call: name one with --models and give --no-resnet, or give --models alone")
     if chosen.cpu_time and chosen.threads != 1:
         parser.error("--cpu-time counts threads that wait as well: give --threads 1")
     if chosen.threads:
@@ -134,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return problem.exit_code
     found = []
     for case in cases:
-        found.append(measure(case, chosen.repeats, time.process_time if chosen.cpu_time else time.perf_counter))
+        found.append(measure(case, chosen.repeats, time.process_time if chosen.cpu_time else time.perf_counter, chosen.peers_first))
         if not chosen.json:
             print_case(found[-1])
     if chosen.json:

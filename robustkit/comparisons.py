@@ -107,6 +107,8 @@ class Comparisons:
         """Whether the gradient says how the model's output changes, along itself and along random directions."""
         if self.probe.judge.classifier.random:
             return "skipped", "the output of a random model has no slope of its own", ""
+        if self.probe.judge.classifier.surface.surrogate:
+            return "skipped", "the model declares that its gradients are a substitute's", ""
         wrong = _misleading(self.probe)
         count = len(self.probe)
         if flagged(wrong, 0, count):

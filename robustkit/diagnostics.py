@@ -161,7 +161,7 @@ class Examination:
             rows, label = x[i : i + PAD], y[i : i + PAD, None]
 
             def cross_entropy(image: Tensor, label: Tensor = label) -> Tensor:
-                logits = classifier.forward(image)
+                logits = classifier.surrogate(image) if classifier.surface.surrogate else classifier.forward(image)
                 return logits.logsumexp(1) - logits.gather(1, label)[:, 0]
 
             try:

@@ -10,14 +10,15 @@ from typing import Any
 from robustkit.errors import BadInput, unknown
 from robustkit.spec import Spec, build, parse
 
-ROOMS = {"attack": "robustkit.attacks", "certifier": "robustkit.certify", "defense": "robustkit.defenses"}
-_GROUPS = {"attack": "robustkit.attacks", "certifier": "robustkit.certifiers", "defense": "robustkit.defenses"}
+ROOMS = {"attack": "robustkit.attacks", "certifier": "robustkit.certify", "defense": "robustkit.defenses", "wrapper": "robustkit.defenses"}
+_GROUPS = {kind: f"robustkit.{kind}s" for kind in ROOMS}
+_TABLES = {"wrapper": "WRAPPERS"}
 
 
 def table(kind: str) -> dict[str, str]:
-    """name -> 'module:object' for every known method of a kind (attack, certifier, defense)."""
+    """name -> 'module:object' for every known method of a kind (attack, certifier, defense, wrapper)."""
     found = {e.name: e.value for e in entry_points(group=_GROUPS[kind])}
-    return found | dict(importlib.import_module(ROOMS[kind]).TABLE)
+    return found | dict(getattr(importlib.import_module(ROOMS[kind]), _TABLES.get(kind, "TABLE")))
 
 
 def find(kind: str, name: str) -> Any:

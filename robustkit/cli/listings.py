@@ -35,6 +35,7 @@ def _models() -> tuple[list[str], Rows]:
 
     rows = [[f"zoo:{name}", "bundled"] for name in zoo_names()]
     kinds = ["FILE.safetensors", "torchvision:NAME", "package.module:callable", "FILE.pt2 (needs --allow-code)"]
+    kinds += ["smooth:(MODEL),sigma=0.25", *(f"{name}:(MODEL)" for name in sorted(registry.table("wrapper")))]
     return ["name", "about"], rows + [[kind, "your own"] for kind in kinds]
 
 
