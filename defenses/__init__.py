@@ -10,12 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from robustkit.defenses.clean_logit_pairing import CleanLogitPairing as CleanLogitPairing
+    from robustkit.defenses.deep_knn import DeepKNN as DeepKNN
+    from robustkit.defenses.fortified import Fortified as Fortified
     from robustkit.defenses.ibp import IntervalTraining as IntervalTraining
+    from robustkit.defenses.logit_pairing import LogitPairing as LogitPairing
+    from robustkit.defenses.logit_squeezing import LogitSqueezing as LogitSqueezing
     from robustkit.defenses.pgd import AdversarialTraining as AdversarialTraining
     from robustkit.defenses.recipe import Minibatch as Minibatch
     from robustkit.defenses.recipe import Recipe as Recipe
     from robustkit.defenses.recipe import load_recipe as load_recipe
     from robustkit.defenses.standard import Standard as Standard
+    from robustkit.defenses.trades import Trades as Trades
     from robustkit.defenses.trainer import Trained as Trained
     from robustkit.defenses.trainer import train as train
 
@@ -23,14 +29,30 @@ TABLE = {
     "standard": "robustkit.defenses.standard:Standard",
     "pgd": "robustkit.defenses.pgd:AdversarialTraining",
     "ibp": "robustkit.defenses.ibp:IntervalTraining",
+    "trades": "robustkit.defenses.trades:Trades",
+    "logit-pairing": "robustkit.defenses.logit_pairing:LogitPairing",
+    "clean-logit-pairing": "robustkit.defenses.clean_logit_pairing:CleanLogitPairing",
+    "logit-squeezing": "robustkit.defenses.logit_squeezing:LogitSqueezing",
+    "fortified": "robustkit.defenses.fortified:Fortified",
 }
+
+WRAPPERS = {
+    "knn": "robustkit.defenses.deep_knn:DeepKNN",
+}
+"""Defenses around any trained model: what `NAME:(MODEL),option=value` may begin with."""
 
 _PUBLIC = {
     "AdversarialTraining": "robustkit.defenses.pgd",
+    "CleanLogitPairing": "robustkit.defenses.clean_logit_pairing",
+    "DeepKNN": "robustkit.defenses.deep_knn",
+    "Fortified": "robustkit.defenses.fortified",
     "IntervalTraining": "robustkit.defenses.ibp",
+    "LogitPairing": "robustkit.defenses.logit_pairing",
+    "LogitSqueezing": "robustkit.defenses.logit_squeezing",
     "Minibatch": "robustkit.defenses.recipe",
     "Recipe": "robustkit.defenses.recipe",
     "Standard": "robustkit.defenses.standard",
+    "Trades": "robustkit.defenses.trades",
     "Trained": "robustkit.defenses.trainer",
     "load_recipe": "robustkit.defenses.recipe",
     "train": "robustkit.defenses.trainer",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from robustkit import streams
 from robustkit.classifier import Classifier
 from robustkit.defenses.recipe import Minibatch
 from robustkit.errors import BadInput
@@ -30,9 +31,10 @@ class TrainingView(GradientView):
 
     def gradient(self, p: Tensor, loss: Loss, through: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         rows = self.rows
+        keys = streams.child(rows.key, rows.steps) if self.classifier.random else None
 
         def objective(image: Tensor) -> Tensor:
-            return loss(self.classifier.search(image if through is None else through(image)), rows.y, rows.target)
+            return loss(self.classifier.search(image if through is None else through(image), keys), rows.y, rows.target)
 
         return self.threat.gradient(rows.x, p, objective)
 

@@ -64,6 +64,10 @@ class Recipe(Method):
         """Learning rate as a share of `lr`; one cycle unless a recipe says otherwise."""
         return one_cycle(progress)
 
+    def architecture(self, text: str, shape: tuple[int, int, int]) -> str:
+        """The network to train in place of the one asked for (grammar text, images (C,H,W)): itself unless a defense adds layers."""
+        return text
+
     @abstractmethod
     def bind(self, network: nn.Module) -> Objective:
         """The loss for one network, images in [0,1] to logits (R,K); its weights are the trainer's.

@@ -82,7 +82,8 @@ def train(
     images = load_data(data, root=root, split="train")
     if not len(images):
         raise BadInput(f"the data {images.spec} is empty: training needs at least one image")
-    architecture = architecture_text(arch or default_architecture(images.shape), images.shape, images.classes)
+    asked = architecture_text(arch or default_architecture(images.shape), images.shape, images.classes)
+    architecture = recipe.architecture(asked, images.shape)
     task = task_of(recipe, images, architecture, seed)
     steps = recipe.epochs * batches(len(images), recipe.batch)
     checkpoint = Checkpoint(path.with_name(path.name + ".checkpoint"), task)

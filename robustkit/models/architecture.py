@@ -5,6 +5,7 @@ Layers, joined by "-" (the position of a layer is its key in the state dict, as 
     conv(in,out,kernel[,sSTRIDE][,pPADDING][,nobias])      linear(in,out[,nobias])      bn(channels)
     avgpool(kernel[,sSTRIDE][,pPADDING])   maxpool(kernel[,sSTRIDE][,pPADDING])         globalavgpool
     relu   leakyrelu[(slope)]   sigmoid   tanh   dropout[(p)]   flatten
+    dae(features,hidden[,kKERNEL][,noise=SIGMA][,always])  a denoising autoencoder, see models/denoiser.py
     res(BODY|SHORTCUT)     BODY(x) + SHORTCUT(x); an empty SHORTCUT is the identity
 
 Nothing but this table can be built from a text, so a checkpoint's metadata cannot run code.
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.errors import BadInput, unknown
+from robustkit.models.denoiser import Denoiser, drawing
 
 _DEPTH = 8
 _LAYERS = 2000
@@ -37,14 +39,14 @@ class Residual(nn.Module):
 def skeleton(text: str) -> nn.Sequential:
     """The network without storage (on the meta device): nothing is allocated, nothing drawn. Raises BadInput."""
     with torch.device("meta"):
-        return _chain(text, text, 0)
+        return drawing(_chain(text, text, 0))
 
 
 def build(text: str, seed: int = 0) -> nn.Sequential:
     """The network with PyTorch's default initialisation drawn from `seed`; the global generator is left as it was."""
     skeleton(text)
     with seeded(seed):
-        return _chain(text, text, 0)
+        return drawing(_chain(text, text, 0))
 
 
 class seeded:
@@ -76,7 +78,7 @@ def output_shape(text: str, input_shape: tuple[int, int, int]) -> tuple[int, ...
 def _chain(text: str, whole: str, depth: int) -> nn.Sequential:
     if depth > _DEPTH:
         raise BadInput(f"architecture {_short(whole)}: res(...) nested deeper than {_DEPTH}")
-    parts = _split(text, "-", whole)
+    parts = split(text, "-", whole)
     if len(parts) > _LAYERS:
         raise BadInput(f"architecture {_short(whole)}: {len(parts)} layers, at most {_LAYERS} are read")
     return nn.Sequential(*(_layer(part.strip(), whole, depth) for part in parts))
@@ -87,7 +89,7 @@ def _layer(text: str, whole: str, depth: int) -> nn.Module:
     if opened and not inside.endswith(")"):
         raise BadInput(f"architecture {_short(whole)}: expected layer(...) at {text!r}")
     if name == "res":
-        branches = _split(inside[:-1], "|", whole)
+        branches = split(inside[:-1], "|", whole)
         if len(branches) != 2 or not branches[0].strip():
             raise BadInput(f"architecture {_short(whole)}: expected res(BODY|SHORTCUT) at {text!r}; the shortcut may be empty")
         body, shortcut = (_chain(b, whole, depth + 1) if b.strip() else nn.Sequential() for b in branches)
@@ -130,6 +132,13 @@ class _Arguments:
             self.given.remove(word)
         return found
 
+    def named(self, word: str, default: float) -> float:
+        for text in self.given:
+            if text.startswith(f"{word}="):
+                self.given.remove(text)
+                return float(text[len(word) + 1 :])
+        return default
+
     def real(self, default: float) -> float:
         return float(self.given.pop(0)) if self.given else default
 
@@ -148,6 +157,11 @@ def _linear(a: _Arguments) -> nn.Module:
     return a.close(nn.Linear(a.whole("features in"), a.whole("features out"), bias=not a.flag("nobias")))
 
 
+def _dae(a: _Arguments) -> nn.Module:
+    features, hidden = a.whole("features"), a.whole("hidden units")
+    return a.close(Denoiser(features, hidden, a.optional("k", 0, 1), a.named("noise", 0.1), a.flag("always")))
+
+
 def _pool(kind: Callable[[int, int, int], nn.Module]) -> Callable[[_Arguments], nn.Module]:
     def make(a: _Arguments) -> nn.Module:
         kernel = a.whole("kernel")
@@ -160,6 +174,7 @@ _TABLE: dict[str, Callable[[_Arguments], nn.Module]] = {
     "conv": _conv,
     "linear": _linear,
     "bn": lambda a: a.close(nn.BatchNorm2d(a.whole("channels"))),
+    "dae": _dae,
     "avgpool": _pool(nn.AvgPool2d),
     "maxpool": _pool(nn.MaxPool2d),
     "globalavgpool": lambda a: a.close(nn.AdaptiveAvgPool2d(1)),
@@ -172,7 +187,7 @@ _TABLE: dict[str, Callable[[_Arguments], nn.Module]] = {
 }
 
 
-def _split(text: str, mark: str, whole: str) -> list[str]:
+def split(text: str, mark: str, whole: str) -> list[str]:
     """Split at `mark` outside parentheses; raises BadInput where they do not match."""
     parts, depth, start = [], 0, 0
     for at, char in enumerate(text):

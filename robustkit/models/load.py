@@ -17,6 +17,7 @@ from robustkit.models.files import SUFFIXES, file_model
 from robustkit.models.smoothed import smooth_options, smoothed
 from robustkit.models.torchvision_models import torchvision_model
 from robustkit.models.weights import state_digest
+from robustkit.models.wrapped import is_wrapper, wrapped_model
 from robustkit.usercode import UserCode, import_named, is_named
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
@@ -32,7 +33,8 @@ def load_model(spec: str | Path | nn.Module | Classifier, device: str | torch.de
 
     Args:
         spec: zoo:NAME, torchvision:NAME[,classes=10,weights=FILE], FILE.safetensors, FILE.pt2 or a
-            TorchScript file, package.module:callable, smooth:(any of these),sigma=0.25; an nn.Module or a Classifier is taken as it is.
+            TorchScript file, package.module:callable, smooth:(any of these),sigma=0.25, or another
+            wrapper such as knn:(any of these); an nn.Module or a Classifier is taken as it is.
         device: cpu, cuda, cuda:N or auto.
         allow_code: permit archives whose loaders can run code.
 
@@ -46,6 +48,8 @@ def load_model(spec: str | Path | nn.Module | Classifier, device: str | torch.de
     scheme, colon, rest = text.partition(":")
     if colon and scheme in SCHEMES:
         return SCHEMES[scheme](rest.strip(), device, allow_code)
+    if colon and is_wrapper(scheme):
+        return wrapped_model(scheme, rest.strip(), lambda inner: load_model(inner, device, allow_code))
     path = existing(text)
     if path is not None:
         return file_model(path, text, device, allow_code)
