@@ -43,7 +43,7 @@ class Square(Attack):
     access = "score"
     threats = ("linf", "l2", "l1")
     paper = "Andriushchenko et al. 2020"
-    version = 3
+    version = 4
 
     def __post_init__(self) -> None:
         if self.queries < 2 or self.restarts < 1 or not 0 < self.share <= 1:
@@ -107,17 +107,18 @@ class Square(Attack):
 
     def _bumps(self, rows: Rows, order: int) -> Tensor:
         signs = self._signs(rows, streams.child(rows.key, 0), square_bumps.TILES**2)[:, :, 0]
-        start = square_bumps.start(rows.x.shape, signs)
+        turned = streams.uniform(streams.child(rows.key, -2), (square_bumps.TILES**2,)) < 0.5
+        start = square_bumps.start(rows.x.shape, signs, turned)
         return square_bumps.to_norm(start, rows.eps, order) if order == 2 else start
 
     def _move_bump(self, rows: Rows, best: Tensor, side: Tensor, keys: Tensor, order: int) -> Tensor:
         most = min(rows.x.shape[2:])
         side = square_bumps.odd(side, most)
-        drawn = streams.uniform(keys, (4 + best.shape[1],))
+        drawn = streams.uniform(keys, (5 + best.shape[1],))
         first, i, j = self._window(rows, side, drawn[:, :2])
         second, _, _ = self._window(rows, side, drawn[:, 2:4])
-        signs = torch.where(drawn[:, 4:] < 0.5, 1.0, -1.0)
-        bump = square_bumps.window_bumps(i, j, side, signs, most, order)
+        signs = torch.where(drawn[:, 5:] < 0.5, 1.0, -1.0)
+        bump = square_bumps.window_bumps(i, j, side, signs, drawn[:, 4] < 0.5, most, order)
         return square_bumps.move(best, (first, second), bump, rows.eps, order)
 
 

@@ -22,8 +22,8 @@ TILES = 5
 """Bumps per side of the start."""
 
 
-def start(shape: torch.Size, signs: Tensor) -> Tensor:
-    """(R,C,H,W) a tiling of bumps of norm 1 with signs (R,C,25)."""
+def start(shape: torch.Size, signs: Tensor, turned: Tensor) -> Tensor:
+    """(R,C,H,W) a tiling of bumps of norm 1 with signs (R,C,25), on their side where `turned` (R,25) says so."""
     height, width = shape[2:]
     side = max(1, min(height, width) // TILES)
     bump, tile = torch.zeros(height, width), torch.zeros(height, width, dtype=torch.int64)
@@ -32,8 +32,21 @@ def start(shape: torch.Size, signs: Tensor) -> Tensor:
             top, left = (height - side * TILES) // 2 + a * side, (width - side * TILES) // 2 + b * side
             bump[top : top + side, left : left + side] = _bump(side)
             tile[top : top + side, left : left + side] = a * TILES + b
-    spread = signs[:, :, tile.flatten().to(signs.device)].view(*signs.shape[:2], height, width)
-    return spread * bump.to(signs.device)
+    at = tile.flatten().to(signs.device)
+    spread = signs[:, :, at].view(*signs.shape[:2], height, width)
+    lying = turned[:, at].view(-1, 1, height, width)
+    return spread * torch.where(lying, _aside(bump, side, tile).to(signs.device), bump.to(signs.device))
+
+
+def _aside(bump: Tensor, side: int, tile: Tensor) -> Tensor:
+    """Every tile's bump transposed."""
+    found, used = bump.clone(), bump != 0
+    for number in range(TILES**2):
+        rows, columns = (used & (tile == number)).nonzero().unbind(1)
+        if len(rows):
+            top, left = int(rows.min()), int(columns.min())
+            found[top : top + side, left : left + side] = bump[top : top + side, left : left + side].t()
+    return found
 
 
 def odd(side: Tensor, most: int) -> Tensor:
@@ -61,10 +74,12 @@ def move(best: Tensor, windows: tuple[Tensor, Tensor], bump: Tensor, eps: Tensor
     return to_norm(new * _wide(length, new) + best * (1 - first) * (1 - second), eps, order)
 
 
-def window_bumps(i: Tensor, j: Tensor, side: Tensor, signs: Tensor, most: int, order: int) -> Tensor:
-    """(R,C,H,W) bumps of norm 1 with signs (R,C), for every pixel's row i (R,H) and column j (R,W) in a window of (R,) side."""
+def window_bumps(i: Tensor, j: Tensor, side: Tensor, signs: Tensor, turned: Tensor, most: int, order: int) -> Tensor:
+    """(R,C,H,W) bumps of norm 1 with signs (R,C), for every pixel's row i (R,H) and column j (R,W) in a window of (R,) side;
+    those that are `turned` (R,) have their halves beside each other instead of one above the other."""
     table = _table(most, order).to(signs.device)
-    found = table[side[:, None, None], i.clamp(0, most - 1)[:, :, None], j.clamp(0, most - 1)[:, None, :]]
+    down, across, lying = i.clamp(0, most - 1)[:, :, None], j.clamp(0, most - 1)[:, None, :], turned[:, None, None]
+    found = table[side[:, None, None], torch.where(lying, across, down), torch.where(lying, down, across)]
     return found[:, None] * signs[:, :, None, None]
 
 
