@@ -103,12 +103,12 @@ def test_the_engine_attacks_the_surrogate_and_the_deployed_model(tmp_path: Any) 
         rk.evaluate(Quantised(), (x, y), "linf:0.15", out=tmp_path / "x", adaptive="maybe", **options)
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=8, restarts=2), Square(queries=60)], ids=lambda a: a.name)
+@pytest.mark.parametrize("attack", [PGD(steps=8, restarts=2), Square(queries=200, restarts=2)], ids=lambda a: a.name)
 def test_witnesses_of_a_random_model_withstand_fresh_draws(attack: Any) -> None:
     model = Noisy(0.1)
     x, y = labelled(model, 24)
     found = attack(model, x, y, threat="linf:0.2")
-    assert 3 < int(found.success.sum())
+    assert 2 < int(found.success.sum())
     hit = found.success
     draws = [model(found.adversarial[hit], streams.row_keys(9, "fresh", torch.arange(int(hit.sum())), i)).argmax(1) for i in range(300)]
     right = (torch.stack(draws) == y[hit]).float().mean(0)
