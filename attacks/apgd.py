@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from robustkit.attacks.losses import LOSSES, check_classes
+from robustkit.attacks.targets import likeliest_wrong
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import choose
+from robustkit.numerics import choose, wide
 from robustkit.threats import Threat
 from robustkit.views import GradientView
 
@@ -76,8 +77,7 @@ class APGD(Attack):
     def target(self, logits: Tensor, y: Tensor, attempt: Tensor) -> Tensor:
         if self.loss != "dlr-targeted":
             return super().target(logits, y, attempt)
-        order = logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
-        return order.gather(1, (attempt % min(self.targets, logits.shape[1] - 1))[:, None])[:, 0]
+        return likeliest_wrong(logits, y, attempt, self.targets)
 
     def init(self, rows: Rows, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
         p = threat.random(rows.x, rows.eps, rows.key, boundary=True)
@@ -114,7 +114,7 @@ class APGD(Attack):
             new["previous"] = choose(stalled, p, state["previous"])
         ahead = threat.project(rows.x, threat.step(p, gradient, new["length"]), rows.eps)
         share = torch.where(first, 1.0, self.momentum).to(p.dtype)
-        share = share.view(-1, *[1] * (p.dim() - 1))
+        share = wide(share, p)
         moved = p + share * (ahead - p) + (1 - share) * (p - new["previous"])
         new["p"], new["previous"] = threat.project(rows.x, moved, rows.eps), p
         return new

@@ -32,7 +32,7 @@ from robustkit.attacks import starting
 from robustkit.attacks.sampling import PLAIN, LowFrequency, at_step, from_spectrum, normal, sampler, sampler_spec
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import choose
+from robustkit.numerics import choose, wide
 from robustkit.spec import Spec
 from robustkit.threats import Threat
 from robustkit.views import View
@@ -99,9 +99,9 @@ class Boundary(Attack):
         low, high = torch.zeros_like(rows.eps), torch.ones_like(rows.eps)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            hit = _adversarial(rows, view.decisions(far * _wide(middle, far)))
+            hit = _adversarial(rows, view.decisions(far * wide(middle.to(far.dtype), far)))
             low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
-        p = far * _wide(high, far)
+        p = far * wide(high.to(far.dtype), far)
         ones = torch.ones(len(rows), self.walks, dtype=torch.float64, device=p.device)
         return {
             "p": p,
@@ -136,15 +136,13 @@ class Boundary(Attack):
     def _far(self, rows: Rows, view: View, threat: Threat) -> Tensor:
         """(R,...) change to an adversarial image: of the target class, or the first of several noise images."""
         if view.goal.targeted:
-            image, there = starting.of_target(rows, view.shared["pool"]())
-            return torch.where(_wide(there, image), image - rows.x, 0.0)
+            return starting.to_target(rows, view.shared["pool"]())[0]
         noise = streams.uniform(streams.child(rows.key, 0), (_NOISES, *rows.x.shape[1:])) - rows.x[:, None]
         hit = _adversarial(rows, view.many_decisions(noise))
         far = noise[torch.arange(len(rows), device=noise.device), hit.to(torch.int8).argmax(1)]
         found = hit.any(1)
         if not bool(found.all()):
-            image, there = starting.of_another(rows, view.shared["pool"]())
-            far = choose(found, far, torch.where(_wide(there, image), image - rows.x, 0.0))
+            far = choose(found, far, starting.to_another(rows, view.shared["pool"]())[0])
         return far
 
     def _turn(self, rows: Rows, state: State) -> tuple[Tensor, Tensor]:
@@ -163,10 +161,10 @@ class Boundary(Attack):
         noise = self._noise(at_step(rows.key, rows.steps), walk, plain, tuple(p.shape[1:]))
         if threat.name == "l2":
             share = (noise * p).flatten(1).sum(1) / p.flatten(1).square().sum(1).clamp(min=1e-30)
-            noise = torch.addcmul(noise, p, -_wide(share, p))
+            noise = torch.addcmul(noise, p, -wide(share, p))
         norm = torch.linalg.vector_norm(noise.flatten(1), dim=1).clamp(min=1e-12)
         scale = 1.0 if threat.name == "l2" else p[0].numel() ** 0.5
-        return noise * _wide(length.to(p.dtype) * scale / norm, p)
+        return noise * wide(length.to(p.dtype) * scale / norm, p)
 
     def _noise(self, keys: Tensor, walk: Tensor, plain: Tensor, shape: tuple[int, ...]) -> Tensor:
         everything = normal(keys, shape)
@@ -195,9 +193,3 @@ def _adversarial(rows: Rows, classes: Tensor) -> Tensor:
     """(R,...) bool for predicted classes (R,...)."""
     own, target = (value.view(-1, *[1] * (classes.dim() - 1)) for value in (rows.y, rows.target))
     return torch.where(target >= 0, classes == target, classes != own)
-
-
-def _wide(values: Tensor, like: Tensor) -> Tensor:
-    if values.dtype == torch.float64:
-        values = values.to(like.dtype)
-    return values.view(-1, *[1] * (like.dim() - 1))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from robustkit.attacks.losses import margin
+from robustkit.attacks.targets import likeliest_wrong
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import choose, margins
@@ -64,8 +65,7 @@ class FAB(Attack):
         return self.restarts * min(self.targets, classes - 1)
 
     def target(self, logits: Tensor, y: Tensor, attempt: Tensor) -> Tensor:
-        order = logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
-        return order.gather(1, (attempt % min(self.targets, logits.shape[1] - 1))[:, None])[:, 0]
+        return likeliest_wrong(logits, y, attempt, self.targets)
 
     def init(self, rows: Rows, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
         start = threat.random(rows.x, rows.eps / 2, rows.key, boundary=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustkit import streams
+from robustkit.numerics import wide
 
 _QUERIES = 64
 """Points of a gradient estimate that go forward together."""
@@ -31,7 +32,7 @@ def _projecting(base: Any) -> Any:
         def project(self, x: Any, x0: Any, epsilon: Any) -> Any:
             change = (x - x0).raw
             norm = torch.linalg.vector_norm(change.flatten(1), dim=1).clamp(min=1e-12)
-            return x0 + change * (1.01 * epsilon.raw / norm).clamp(max=1).view(-1, *[1] * (change.dim() - 1))
+            return x0 + change * wide((1.01 * epsilon.raw / norm).clamp(max=1), change)
 
     return L2FMNAttack
 

@@ -13,15 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from robustkit.attacks import starting
 from robustkit.attacks.pgd import PGD
+from robustkit.attacks.targets import likeliest_wrong
 from robustkit.classifier import Classifier
 from robustkit.data import Data
 from robustkit.errors import BadInput
 from robustkit.methods import Rows, State
+from robustkit.numerics import choose
 from robustkit.threats import Threat
 from robustkit.views import GradientView
 
@@ -51,19 +52,16 @@ class GuidedPGD(PGD):
         return super().attempts(classes) * min(self.targets, classes - 1)
 
     def target(self, logits: Tensor, y: Tensor, attempt: Tensor) -> Tensor:
-        order = logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
-        return order.gather(1, (attempt % min(self.targets, logits.shape[1] - 1))[:, None])[:, 0]
+        return likeliest_wrong(logits, y, attempt, self.targets)
 
     def prepare(self, pool: Callable[[], Data], classifier: Classifier, threat: Threat, eps: float, seed: int) -> dict[str, Any]:
         classes = classifier.classes or self.targets + 1
         return starting.classified(pool, classifier) | {"tries": min(self.targets, classes - 1)}
 
     def init(self, rows: Rows, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
-        image, there = starting.of_target(rows, view.shared["pool"]())
-        wide = there.view(-1, *[1] * (image.dim() - 1))
-        start = threat.project(rows.x, torch.where(wide, image - rows.x, 0.0), rows.eps)
+        change, _ = starting.to_target(rows, view.shared["pool"]())
+        start = threat.project(rows.x, change, rows.eps)
         if self.random_start:
-            again = (rows.attempt >= view.shared["tries"]).view(wide.shape)
             middle = threat.project(rows.x, (start + threat.random(rows.x, rows.eps, rows.key)) / 2, rows.eps)
-            start = torch.where(again, middle, start)
+            start = choose(rows.attempt >= view.shared["tries"], middle, start)
         return {"p": start}

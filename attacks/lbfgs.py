@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robustkit.methods import State
+from robustkit.numerics import wide
 
 _ENOUGH = 1e-4
 """Share of the decrease promised by the gradient that a step must bring."""
@@ -46,20 +47,20 @@ def advance(state: State, value: Tensor, slope: Tensor, longest: Callable[[Tenso
     tries = torch.where(good, 0.0, state["tries"] + 1)
     stuck = tries > _TRIES
     empty = ~memory["changes"].any(2).any(1)
-    memory = {name: torch.where(_like(stuck, kept), 0.0, kept) for name, kept in memory.items()}
-    base = torch.where(_like(good, moved), state["p"], state["base"])
-    standing = torch.where(_like(good, moved), slope, state["slope"])
+    memory = {name: torch.where(wide(stuck, kept), 0.0, kept) for name, kept in memory.items()}
+    base = torch.where(wide(good, moved), state["p"], state["base"])
+    standing = torch.where(wide(good, moved), slope, state["slope"])
     fresh = _direction(standing, memory["steps_made"], memory["changes"])
-    fresh = torch.where(_like(_dot(fresh, standing) < 0, fresh), fresh, -standing)
+    fresh = torch.where(wide(_dot(fresh, standing) < 0, fresh), fresh, -standing)
     again = good | stuck
-    direction = torch.where(_like(again, fresh), fresh, state["direction"])
+    direction = torch.where(wide(again, fresh), fresh, state["direction"])
     far = reach / longest(direction).clamp(min=1e-30)
     full = torch.where(memory["changes"].any(2).any(1), far.clamp(max=1), far)
     curve = 2 * (value - state["value"] - promised)
     nearer = state["length"] * (-promised / curve).nan_to_num(0.5, 0.5, 0.5).clamp(0.1, 0.5)
     length = torch.where(again, full, nearer)
     return {
-        "p": base + _like(length, base) * direction,
+        "p": base + wide(length, base) * direction,
         "base": base,
         "slope": standing,
         "direction": direction,
@@ -73,7 +74,7 @@ def advance(state: State, value: Tensor, slope: Tensor, longest: Callable[[Tenso
 def restart(state: State, where: Tensor) -> State:
     """The state in which rows `where` go back to their best point, to be evaluated anew for another function."""
     changed = {name: torch.where(where[:, None, None], 0.0, state[name]) for name in ("steps_made", "changes")}
-    changed["p"] = torch.where(_like(where, state["p"]), state["base"], state["p"])
+    changed["p"] = torch.where(wide(where, state["p"]), state["base"], state["p"])
     changed["value"] = torch.where(where, torch.inf, state["value"])
     changed["tries"] = torch.where(where, 0.0, state["tries"])
     return state | changed | {"over": state["over"] & ~where}
@@ -102,7 +103,3 @@ def _push(memory: Tensor, newest: Tensor, where: Tensor) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
-
-
-def _like(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))

@@ -27,6 +27,7 @@ from torch.nn import functional
 from robustkit.attacks.losses import LOSSES, check_classes
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
+from robustkit.numerics import choose, wide
 from robustkit.threats import Threat
 from robustkit.views import GradientView
 
@@ -99,11 +100,11 @@ class LocalVariance(Attack):
         if self.distance is None:
             return state | {"p": ahead}
         over = visible_distance(ahead, spread) > float(self.distance)
-        return state | {"p": torch.where(over.view(-1, *[1] * (p.dim() - 1)), p, ahead), "over": state["over"] | over}
+        return state | {"p": choose(over, p, ahead), "over": state["over"] | over}
 
     def _greedy(self, rows: Rows, p: Tensor, priority: Tensor, threat: Threat) -> Tensor:
         """The values of highest priority that still have room, each moved by the same amount."""
-        eps = rows.eps.to(p.dtype).view(-1, *[1] * (p.dim() - 1))
+        eps = wide(rows.eps.to(p.dtype), p)
         up = torch.minimum(1 - rows.x - p, eps - p)
         room = torch.where(priority > 0, up, torch.minimum(rows.x + p, eps + p))
         weight = (priority.abs() * (room > 1e-6)).flatten(1)
@@ -118,7 +119,7 @@ class LocalVariance(Attack):
         """A steepest step, each value's part of it scaled by a weight that fades to 1."""
         if self.penalty:
             gradient = gradient - self.penalty * p.sign() / spread
-        left = (1 - 2 * (rows.steps + 1) / self.steps).clamp(min=0).to(p.dtype).view(-1, *[1] * (p.dim() - 1))
+        left = wide((1 - 2 * (rows.steps + 1) / self.steps).clamp(min=0).to(p.dtype), p)
         weight = (spread / spread.flatten(1).amax(1).view_as(left)) ** left
         moved: Tensor = threat.step(torch.zeros_like(p), gradient, rows.eps * self.share) * weight
         return p + moved

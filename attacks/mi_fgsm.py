@@ -14,6 +14,7 @@ from torch import Tensor
 from robustkit.attacks.pgd import PGD
 from robustkit.errors import BadInput
 from robustkit.methods import Rows, State
+from robustkit.numerics import wide
 from robustkit.threats import Threat
 from robustkit.views import GradientView
 
@@ -39,6 +40,6 @@ class MIFGSM(PGD):
         return start | {"momentum": torch.zeros_like(start["p"])}
 
     def direction(self, state: State, gradient: Tensor) -> Tensor:
-        scale = gradient.flatten(1).abs().sum(1).clamp(min=1e-30).view(-1, *[1] * (gradient.dim() - 1))
+        scale = wide(gradient.flatten(1).abs().sum(1).clamp(min=1e-30), gradient)
         state["momentum"] = self.decay * state["momentum"] + gradient / scale
         return state["momentum"]

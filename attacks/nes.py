@@ -26,6 +26,7 @@ from robustkit.attacks import nes_partial, starting
 from robustkit.attacks.sampling import PLAIN, Sampler, around, at_step, sampler, sampler_spec
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
+from robustkit.numerics import choose, wide
 from robustkit.spec import Spec
 from robustkit.threats import Threat
 from robustkit.views import ScoreView
@@ -134,7 +135,7 @@ class NES(Attack):
             return state | nes_partial.begin(self, rows, view, threat)
         first = rows.attempt == 0
         start = threat.random(rows.x, rows.eps, rows.key)
-        state["p"] = torch.where(wide(first, start), threat.zero(rows.x), start)
+        state["p"] = choose(first, threat.zero(rows.x), start)
         if threat.name == "linf":  # the ball and the box are one box, the same in every step
             far = torch.full_like(rows.x, 2.0)
             state["low"], state["high"] = (threat.project(rows.x, way, rows.eps) for way in (-far, far))
@@ -193,11 +194,6 @@ class NES(Attack):
             "losses": losses,
             "known": torch.where(stuck, 0, known),
         }
-
-
-def wide(values: Tensor, like: Tensor) -> Tensor:
-    """(R,) values with as many dimensions as `like`, to multiply it by."""
-    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def estimate(loss: Tensor, noise: Tensor) -> Tensor:

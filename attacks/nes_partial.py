@@ -24,6 +24,7 @@ from robustkit.attacks import starting
 from robustkit.attacks.sampling import around, at_step, uniform
 from robustkit.errors import BadInput
 from robustkit.methods import Rows, State
+from robustkit.numerics import choose
 from robustkit.threats import Threat
 from robustkit.views import ScoreView
 
@@ -43,8 +44,7 @@ def begin(nes: NES, rows: Rows, view: ScoreView, threat: Threat) -> State:
     """At an image of the target class; rows without one end here. Raises BadInput for an untargeted goal."""
     if not view.goal.targeted:
         raise BadInput(f"nes: mode={nes.mode} moves an image of the target class: give a targeted goal, for example --goal targeted:random")
-    image, there = starting.of_target(rows, view.shared["pool"]())
-    p = torch.where(there.view(-1, 1, 1, 1), image - rows.x, 0.0)
+    p, there = starting.to_target(rows, view.shared["pool"]())
     there = there & (view.decisions(p) == rows.target)
     return {
         "p": p,
@@ -113,7 +113,7 @@ def _move(nes: NES, rows: Rows, state: State, shrink: Tensor, view: ScoreView, t
     bold = shares[at, first]
     share = torch.where(taken & (bold > 0), 2 * bold, torch.where(shrink, state["share"] / 8, state["share"]))
     return state | {
-        "p": torch.where(taken.view(-1, 1, 1, 1), points[at, first], p),
+        "p": choose(taken, points[at, first], p),
         "ball": torch.where(taken, balls[at, first], ball),
         "share": share.clamp(_LEAST, _MOST),
     }

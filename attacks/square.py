@@ -18,7 +18,7 @@ from robustkit.attacks import square_bumps
 from robustkit.attacks.losses import margin
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import choose
+from robustkit.numerics import choose, wide
 from robustkit.threats import Threat
 from robustkit.views import ScoreView
 
@@ -97,13 +97,13 @@ class Square(Attack):
 
     def _stripes(self, rows: Rows) -> Tensor:
         signs = self._signs(rows, streams.child(rows.key, 0), rows.x.shape[3])
-        return (signs * _wide(rows.eps, signs).to(signs.dtype)).expand_as(rows.x).contiguous()
+        return (signs * wide(rows.eps, signs).to(signs.dtype)).expand_as(rows.x).contiguous()
 
     def _move_linf(self, rows: Rows, best: Tensor, side: Tensor, keys: Tensor) -> Tensor:
         drawn = streams.uniform(keys, (2 + rows.x.shape[1],))
         inside, _, _ = self._window(rows, side, drawn[:, :2])
         signs = torch.where(drawn[:, 2:] < 0.5, 1.0, -1.0)[:, :, None, None]
-        return best.lerp(signs * _wide(rows.eps, signs).to(signs.dtype), inside)
+        return best.lerp(signs * wide(rows.eps, signs).to(signs.dtype), inside)
 
     def _bumps(self, rows: Rows, order: int) -> Tensor:
         signs = self._signs(rows, streams.child(rows.key, 0), square_bumps.TILES**2)[:, :, 0]
@@ -130,8 +130,3 @@ def _sides(attack: Square, height: int, width: int) -> Tensor:
     halvings = torch.bucketize(at, torch.tensor(_HALVINGS))
     side = torch.sqrt(attack.share * 0.5 ** halvings.double() * height * width).round().to(torch.int64)
     return side.clamp(1, min(height, width) - (1 if attack.published_windows else 0))
-
-
-def _wide(values: Tensor, like: Tensor) -> Tensor:
-    """Values with as many dimensions as `like`, to multiply it by."""
-    return values.view(*values.shape, *[1] * (like.dim() - values.dim()))

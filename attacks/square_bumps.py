@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from robustkit.numerics import float32_below
+from robustkit.numerics import float32_below, wide
 from robustkit.threats.norms import HALF_ULP
 
 ORDER = {"l2": 2, "l1": 1}
@@ -67,11 +67,11 @@ def move(best: Tensor, windows: tuple[Tensor, Tensor], bump: Tensor, eps: Tensor
     norm = _norm(best.flatten(1), order)
     both = _norm((best * torch.maximum(first, second)).flatten(2), order)
     old = best * first
-    old = old / _wide(_norm(old.flatten(2), order) + 1e-12, old)
+    old = old / wide(_norm(old.flatten(2), order) + 1e-12, old)
     new = (bump + old) * first
     spare = (eps.to(norm.dtype) ** order - norm**order).clamp(min=0) / best.shape[1]
     length = (spare[:, None] + both**order) ** (1 / order) / (_norm(new.flatten(2), order) + 1e-12)
-    return to_norm(new * _wide(length, new) + best * (1 - first) * (1 - second), eps, order)
+    return to_norm(new * wide(length, new) + best * (1 - first) * (1 - second), eps, order)
 
 
 def window_bumps(i: Tensor, j: Tensor, side: Tensor, signs: Tensor, turned: Tensor, most: int, order: int) -> Tensor:
@@ -85,7 +85,7 @@ def window_bumps(i: Tensor, j: Tensor, side: Tensor, signs: Tensor, turned: Tens
 
 def to_norm(p: Tensor, eps: Tensor, order: int) -> Tensor:
     """Scaled to norm eps."""
-    return p * _wide(eps.to(p.dtype) / (_norm(p.flatten(1), order) + 1e-12), p)
+    return p * wide(eps.to(p.dtype) / (_norm(p.flatten(1), order) + 1e-12), p)
 
 
 def into_box(x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
@@ -93,16 +93,12 @@ def into_box(x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
     p = torch.minimum(torch.maximum(p, -x), 1 - x)
     inner = (eps * (1 - 1e-6) - p[0].numel() * HALF_ULP).clamp(min=0)
     scale = (inner / p.flatten(1).abs().sum(1, dtype=torch.float64).clamp(min=1e-30)).clamp(max=1)
-    return p * _wide(float32_below(scale), p)
+    return p * wide(float32_below(scale), p)
 
 
 def _norm(values: Tensor, order: int) -> Tensor:
     found: Tensor = torch.linalg.vector_norm(values, ord=order, dim=-1)
     return found
-
-
-def _wide(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(*values.shape, *[1] * (like.dim() - values.dim()))
 
 
 def _pyramid(height: int, width: int) -> Tensor:

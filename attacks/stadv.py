@@ -19,6 +19,7 @@ from torch import Tensor
 from robustkit.attacks import lbfgs
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
+from robustkit.numerics import choose, wide
 from robustkit.threats import Threat
 from robustkit.views import GradientView
 
@@ -69,7 +70,7 @@ class StAdv(Attack):
         start = threat.zero(rows.x)
         if self.restarts > 1:
             drawn = threat.random(rows.x, (rows.eps / 2).clamp(max=1), rows.key)
-            start = torch.where(rows.attempt.view(-1, 1, 1, 1) > 0, drawn, start)
+            start = choose(rows.attempt > 0, drawn, start)
         number = rows.eps.to(start.dtype)
         search = {"tau": torch.full_like(number, self.tau), "best": torch.full_like(number, -torch.inf), "stale": torch.zeros_like(number)}
         if self.optimizer == "lbfgs":
@@ -80,7 +81,7 @@ class StAdv(Attack):
         p, tau = state["p"], state["tau"]
         slope, margin = view.gradient(p, view.goal.margin)
         rough, rough_slope = roughness(p, self.neighbours)
-        slope, value = _wide(tau) * rough_slope - slope, tau * rough - margin
+        slope, value = wide(tau, slope) * rough_slope - slope, tau * rough - margin
         ahead = lbfgs.advance(state, value, slope, _longest, self.reach) if self.optimizer == "lbfgs" else self._adam(rows, state, slope)
         stale = torch.where(margin > state["best"], 0.0, state["stale"] + 1)
         ease = (stale >= self.patience) & (self.patience > 0)
@@ -94,7 +95,7 @@ class StAdv(Attack):
         """Kingma & Ba 2015, with its usual decays."""
         mean, square = 0.9 * state["mean"] + 0.1 * slope, 0.999 * state["square"] + 0.001 * slope.square()
         age = (rows.steps + 1).double()
-        shift = (self.rate * (1 - 0.999**age).sqrt() / (1 - 0.9**age)).to(slope.dtype).view(-1, 1, 1, 1)
+        shift = wide((self.rate * (1 - 0.999**age).sqrt() / (1 - 0.9**age)).to(slope.dtype), slope)
         return {"p": state["p"] - shift * mean / (square.sqrt() + 1e-8), "mean": mean, "square": square}
 
 
@@ -113,7 +114,3 @@ def roughness(flow: Tensor, neighbours: Literal["axial", "diagonal"] = "axial") 
 def _longest(field: Tensor) -> Tensor:
     """(R,) the longest vector of a field."""
     return field.square().sum(1).flatten(1).amax(1).sqrt()
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)

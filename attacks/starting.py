@@ -17,7 +17,7 @@ from torch import Tensor
 from robustkit.classifier import Classifier
 from robustkit.data import Data
 from robustkit.methods import Rows
-from robustkit.numerics import pad_rows, padded
+from robustkit.numerics import choose, pad_rows, padded
 
 _ROWS = 64
 
@@ -49,11 +49,16 @@ def classified(pool: Callable[[], Data], classifier: Classifier) -> dict[str, An
     return {"pool": made}
 
 
-def of_target(rows: Rows, pool: Pool) -> tuple[Tensor, Tensor]:
-    """Images (R,C,H,W) of the rows' target classes, and (R,) whether there is one."""
-    return pool.nearest(rows.x, pool.classes[None] == rows.target[:, None])
+def to_target(rows: Rows, pool: Pool) -> tuple[Tensor, Tensor]:
+    """(R,C,H,W) changes to images of the rows' target classes, and (R,) whether there is one; no change where there is none."""
+    return _change(rows, pool, pool.classes[None] == rows.target[:, None])
 
 
-def of_another(rows: Rows, pool: Pool) -> tuple[Tensor, Tensor]:
-    """Images (R,C,H,W) that are not of the rows' labels, and (R,) whether there is one."""
-    return pool.nearest(rows.x, pool.classes[None] != rows.y[:, None])
+def to_another(rows: Rows, pool: Pool) -> tuple[Tensor, Tensor]:
+    """(R,C,H,W) changes to images that are not of the rows' labels, and (R,) whether there is one; no change where there is none."""
+    return _change(rows, pool, pool.classes[None] != rows.y[:, None])
+
+
+def _change(rows: Rows, pool: Pool, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    image, there = pool.nearest(rows.x, allowed)
+    return choose(there, image - rows.x, torch.zeros_like(rows.x)), there

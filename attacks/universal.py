@@ -13,7 +13,6 @@ gets depends on nothing but its own budget.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,9 +27,10 @@ from robustkit.classifier import Classifier
 from robustkit.data import Data
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import float32_below, pad_rows, padded
+from robustkit.numerics import choose, pad_rows, padded, wide
 from robustkit.threats import Threat
-from robustkit.threats.norms import HALF_ULP
+from robustkit.threats.base import input_gradient
+from robustkit.threats.norms import reach, shortened
 from robustkit.views import GradientView
 
 Fit = Callable[[float], Tensor]
@@ -78,9 +78,9 @@ class Universal(Attack):
         rung = _rungs(rows.eps, float(threat.eps))
         p = torch.zeros_like(rows.x)
         for budget in torch.unique(rung[rung > 0]).tolist():
-            p = torch.where((rung == budget).view(-1, 1, 1, 1), view.shared["fit"](budget), p)
+            p = choose(rung == budget, view.shared["fit"](budget), p)
         share = (rows.eps / rung.clamp(min=1e-45)).clamp(max=1)
-        return {"p": within_norm(p * share.to(p.dtype).view(-1, 1, 1, 1), rows.eps, threat.name)}
+        return {"p": within_norm(p * wide(share.to(p.dtype), p), rows.eps, threat.name)}
 
     def step(self, rows: Rows, state: State, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
         return state  # the Judge looks at the point where a row ends
@@ -125,21 +125,15 @@ class Universal(Attack):
             logits = classifier.search((x + leaf).clamp(0, 1), keys.to(p.device))
             total = cross_entropy(logits, y, torch.full_like(y, -1)).clamp(max=self.clip).sum()
         classifier.backwards += len(x)
-        if not total.requires_grad:
-            return torch.zeros_like(p)
-        (found,) = torch.autograd.grad(total, leaf, allow_unused=True)
-        return torch.zeros_like(p) if found is None else found.nan_to_num_(0.0, 0.0, 0.0)
+        return input_gradient(total, leaf).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def within_norm(p: Tensor, eps: Tensor, norm: str) -> Tensor:
     """p (R,C,H,W) pulled into the l_inf or l2 ball of (R,) eps, far enough that rounding x + p stays inside for every x."""
     if norm == "linf":
-        inner = float32_below((eps - HALF_ULP).clamp(min=0)).view(-1, 1, 1, 1)
+        inner = reach(eps, p)
         return torch.minimum(torch.maximum(p, -inner), inner)
-    length = torch.linalg.vector_norm(p.flatten(1), dim=1, dtype=torch.float64)
-    inner = (eps * (1 - 1e-6) - math.sqrt(p[0].numel()) * HALF_ULP).clamp(min=0)
-    scale = torch.where(length > inner, inner * (1 - 2e-7) / length.clamp(min=1e-30), 1.0)
-    return p * float32_below(scale).view(-1, 1, 1, 1)
+    return shortened(p, eps)
 
 
 def _rungs(eps: Tensor, full: float) -> Tensor:

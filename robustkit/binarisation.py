@@ -29,7 +29,7 @@ from robustkit.errors import BadInput
 from robustkit.goals import Goal
 from robustkit.judge import Judge
 from robustkit.methods import Attack
-from robustkit.numerics import exact_mode
+from robustkit.numerics import choose, exact_mode
 from robustkit.probing import Finding, Probe, Verdict, finding
 from robustkit.threats import Threat
 
@@ -172,8 +172,7 @@ def scattered(threat: Threat, x: Tensor, eps: Tensor, keys: Tensor) -> Tensor:
     """(R,C,H,W) random points around one image x (1,C,H,W), every other one as far out as eps (R,) allows."""
     many = x.expand(len(keys), *x.shape[1:])
     inside, far = threat.random(many, eps, keys), outermost(threat, many, eps, keys)
-    even = (torch.arange(len(keys), device=keys.device) % 2 == 0).view(-1, *[1] * (far.dim() - 1))
-    return threat.apply(many, torch.where(even, inside, far))
+    return threat.apply(many, choose(torch.arange(len(keys), device=keys.device) % 2 == 0, inside, far))
 
 
 class Readout(nn.Module):

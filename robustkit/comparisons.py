@@ -20,7 +20,7 @@ from torch import Tensor
 from robustkit import registry, streams
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import clear_margin
+from robustkit.numerics import choose, clear_margin
 from robustkit.probing import Probe, Verdict, flagged
 from robustkit.threats import Threat
 from robustkit.views import ScoreView
@@ -49,8 +49,7 @@ class Noise(Attack):
     def step(self, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
         keys = streams.child(rows.key, rows.steps)
         inside, far = threat.random(rows.x, rows.eps, streams.child(keys, 0)), outermost(threat, rows.x, rows.eps, streams.child(keys, 1))
-        even = (rows.steps % 2 == 0).view(-1, *[1] * (far.dim() - 1))
-        p = torch.where(even, inside, far)
+        p = choose(rows.steps % 2 == 0, inside, far)
         view.scores(p)
         return {"p": p}
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from robustkit.blocks import BlockDriver
 from robustkit.driver import Driver, Outcome, Samples
 from robustkit.judge import Judge
+from robustkit.numerics import choose
 
 ROUNDS = 16
 RELATIVE = 1 / 64
@@ -41,7 +42,7 @@ def shrink(judge: Judge, samples: Samples, found: Outcome) -> Outcome:
         middle = (low + high) / 2
         trial = judge.threat.project(x, p, middle)
         verified, size, logits = judge.confirm(x, y, target, trial, middle)
-        p = torch.where(verified.view(-1, *[1] * (p.dim() - 1)), trial, p)
+        p = choose(verified, trial, p)
         low, high = torch.where(verified, low, middle), torch.where(verified, size, high)
         predicted = torch.where(verified, logits.argmax(1), predicted)
     spent = torch.zeros_like(found.queries).index_fill_(0, where, SHRINKS)

@@ -11,7 +11,7 @@ from robustkit.evidence import Ints
 from robustkit.judge import Judge
 from robustkit.leaderboard.files import Arrays, typed
 from robustkit.leaderboard.subject import Subject
-from robustkit.numerics import clear_margin, within
+from robustkit.numerics import clear_margin, wide, within
 
 
 def parameters_of(held: Arrays, subject: Subject, count: int, where: str) -> Tensor:
@@ -40,7 +40,7 @@ def judge_rows(
         x, q = subject.data.images(mine).to(subject.classifier.device), p[rows].to(subject.classifier.device)
         y, target, budget = (v.to(x.device) for v in (label[mine], targets[mine], eps[rows]))
         finite = torch.isfinite(q).flatten(1).all(1)
-        q = torch.where(finite.view(-1, *[1] * (q.dim() - 1)), q, torch.zeros_like(q))
+        q = torch.where(wide(finite, q), q, torch.zeros_like(q))
         verified, _, logits = judge.confirm(x, y, target, q, budget)
         image, size = threat.apply(x, q), threat.size(x, q)
         inside, boxed = within(size, budget), ((image >= 0) & (image <= 1)).flatten(1).all(1)

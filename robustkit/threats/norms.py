@@ -12,16 +12,24 @@ import torch
 from torch import Tensor
 
 from robustkit import streams
-from robustkit.numerics import float32_below
+from robustkit.numerics import float32_below, wide
 from robustkit.threats.base import Threat, input_gradient
 
 HALF_ULP = 2.0**-25
 """The most that rounding x + p to float32 can move a value in [0,1]."""
 
 
-def column(values: Tensor, like: Tensor) -> Tensor:
-    """(R,) values with as many dimensions as `like`, to multiply it by."""
-    return values.view(-1, *[1] * (like.dim() - 1))
+def reach(eps: Tensor, like: Tensor) -> Tensor:
+    """(R,) l_inf budgets, less what rounding x + p may add, to compare with p (R,...)."""
+    return wide(float32_below((eps - HALF_ULP).clamp(min=0)), like)
+
+
+def shortened(p: Tensor, eps: Tensor) -> Tensor:
+    """p (R,...) scaled into the l2 ball of (R,) eps, far enough that rounding x + p stays inside."""
+    norm = torch.linalg.vector_norm(p.flatten(1), dim=1, dtype=torch.float64)
+    inner = (eps * (1 - 1e-6) - math.sqrt(p[0].numel()) * HALF_ULP).clamp(min=0)
+    scale = torch.where(norm > inner, inner * (1 - 2e-7) / norm.clamp(min=1e-30), 1.0)
+    return p * wide(float32_below(scale), p)
 
 
 @dataclass(frozen=True, init=False)
@@ -64,21 +72,18 @@ class Linf(NormThreat):
     def size(self, x: Tensor, p: Tensor) -> Tensor:
         return self.change(x, p).abs().amax(1)
 
-    def _inner(self, eps: Tensor, like: Tensor) -> Tensor:
-        return column(float32_below((eps - HALF_ULP).clamp(min=0)), like)
-
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
-        inner = self._inner(eps, p)
+        inner = reach(eps, p)
         return torch.minimum(torch.maximum(p, torch.maximum(-x, -inner)), torch.minimum(1 - x, inner))
 
     def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
-        return torch.addcmul(p, gradient.sign(), column(length.to(p.dtype), p))
+        return torch.addcmul(p, gradient.sign(), wide(length.to(p.dtype), p))
 
     def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
         drawn = streams.uniform(keys, tuple(x.shape[1:])) * 2 - 1
         if boundary:
-            drawn = drawn / column(drawn.abs().flatten(1).amax(1), drawn)
-        return self.project(x, drawn * column(eps.to(x.dtype), x), eps)
+            drawn = drawn / wide(drawn.abs().flatten(1).amax(1), drawn)
+        return self.project(x, drawn * wide(eps.to(x.dtype), x), eps)
 
     def unbounded(self, shape: tuple[int, ...]) -> Fraction:
         return Fraction(1)
@@ -95,16 +100,12 @@ class L2(NormThreat):
         return norm
 
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
-        p = torch.minimum(torch.maximum(p, -x), 1 - x)
-        norm = torch.linalg.vector_norm(p.flatten(1), dim=1, dtype=torch.float64)
-        inner = (eps * (1 - 1e-6) - math.sqrt(p[0].numel()) * HALF_ULP).clamp(min=0)
-        scale = torch.where(norm > inner, inner * (1 - 2e-7) / norm.clamp(min=1e-30), 1.0)
-        return p * column(float32_below(scale), p)
+        return shortened(torch.minimum(torch.maximum(p, -x), 1 - x), eps)
 
     def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)
         factor = (length / norm.clamp(min=1e-45)).clamp(max=1e38)
-        return torch.addcmul(p, gradient, column(factor.to(p.dtype), p))
+        return torch.addcmul(p, gradient, wide(factor.to(p.dtype), p))
 
     def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
         drawn = streams.normal(streams.child(keys, 0), tuple(x.shape[1:]))
@@ -113,7 +114,7 @@ class L2(NormThreat):
             share = streams.uniform(streams.child(keys, 1), (1,))[:, 0].double() ** (1 / x[0].numel())
             length = length * share.to(x.dtype)
         norm = torch.linalg.vector_norm(drawn.flatten(1), dim=1)
-        return self.project(x, drawn * column(length / norm, x), eps)
+        return self.project(x, drawn * wide(length / norm, x), eps)
 
     def unbounded(self, shape: tuple[int, ...]) -> Fraction:
         return Fraction(math.isqrt(math.prod(shape)) + 1)

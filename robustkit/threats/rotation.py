@@ -12,9 +12,8 @@ from torch import Tensor
 
 from robustkit import streams
 from robustkit.errors import BadInput, unknown
-from robustkit.numerics import float32_below
+from robustkit.numerics import float32_below, wide
 from robustkit.threats.base import Threat, exact
-from robustkit.threats.norms import column
 from robustkit.threats.warp import Interpolation, Padding, warp
 
 Number = Fraction | str | float | int
@@ -81,7 +80,7 @@ class Rotation(Threat):
         return torch.minimum(torch.maximum(self.free(p), -inner), inner)
 
     def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
-        return torch.addcmul(p, gradient.sign(), column(length.to(p.dtype), p))
+        return torch.addcmul(p, gradient.sign(), wide(length.to(p.dtype), p))
 
     def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
         drawn = self.free(streams.uniform(keys, (3,)) * 2 - 1)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from robustkit import streams
-from robustkit.numerics import float32_below
-from robustkit.threats.norms import HALF_ULP, NormThreat, column
+from robustkit.numerics import float32_below, wide
+from robustkit.threats.norms import HALF_ULP, NormThreat
 
 _BISECTIONS = 40
 
@@ -55,14 +55,14 @@ class L1(NormThreat):
         limit = flat.abs().topk(count, dim=1).values[:, -1:]
         chosen = (flat.abs() >= limit) & (flat != 0)
         direction = (flat.sign() * chosen / chosen.sum(1, keepdim=True).clamp(min=1)).view_as(p)
-        return torch.addcmul(p, direction, column(length.to(p.dtype), p))
+        return torch.addcmul(p, direction, wide(length.to(p.dtype), p))
 
     def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
         drawn = streams.normal(streams.child(keys, 0), tuple(x.shape[1:]))
         length = eps.to(x.dtype)
         if not boundary:
             length = length * streams.uniform(streams.child(keys, 1), (1,))[:, 0]
-        return self.project(x, drawn * column(length / drawn.abs().flatten(1).sum(1), x), eps)
+        return self.project(x, drawn * wide(length / drawn.abs().flatten(1).sum(1), x), eps)
 
     def unbounded(self, shape: tuple[int, ...]) -> Fraction:
         return Fraction(math.prod(shape) + 1)
@@ -92,7 +92,7 @@ class L0(NormThreat):
         off by the projection before a new pixel can take the place of an old one.
         """
         norm = gradient.flatten(1).abs().mean(1).clamp(min=1e-30) * 20
-        return torch.addcmul(p, gradient, column(length.to(p.dtype) / norm, p))
+        return torch.addcmul(p, gradient, wide(length.to(p.dtype) / norm, p))
 
     def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
         drawn = streams.uniform(keys, tuple(x.shape[1:]))
