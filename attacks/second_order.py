@@ -65,7 +65,7 @@ class SecondOrder(PGD):
         def noisy(image: Tensor) -> Tensor:
             return (image[:, None] + noise).flatten(0, 1)
 
-        gradient, _ = view.averaged(p, LOSSES[self.loss], noisy, self.draws)
+        gradient, _ = view.gradient(p, LOSSES[self.loss], noisy, self.draws)
         ahead = threat.step(p, self.direction(state, gradient), rows.eps * self.share)
         return state | {"p": threat.project(rows.x, ahead, rows.eps)}
 

@@ -29,7 +29,9 @@ class TrainingView(GradientView):
         device = next(network.parameters()).device
         super().__init__(Classifier(network, device=device), threat, Goal())
 
-    def gradient(self, p: Tensor, loss: Loss, through: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def gradient(
+        self, p: Tensor, loss: Loss, through: Callable[[Tensor], Tensor] | None = None, copies: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         rows = self.rows
         keys = streams.child(rows.key, rows.steps) if self.classifier.random else None
 

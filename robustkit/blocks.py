@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustkit import streams
-from robustkit.driver import BatchSize, Driver, Outcome, Samples, Stop, auto_batch, check_batch
+from robustkit.driver import BatchSize, Driver, Outcome, Samples, Stop, auto_batch, check_batch, make_rows
 from robustkit.errors import BadInput, RobustkitError
 from robustkit.judge import Judge
 from robustkit.memory import out_of_memory
@@ -40,7 +39,6 @@ _PUSHES = (1.01, 1.03, 1.1)
 class BlockAttack(Attack):
     """An attack with a loop of its own."""
 
-    whole_batch = True
     bounded = False
     together: ClassVar[bool] = False
     """Whether rows do not depend on one another and all take the same number of steps."""
@@ -162,16 +160,9 @@ class BlockDriver:
 
     def _rows(self, samples: Samples, at: Tensor) -> Rows:
         """The samples at `at` as rows, repeating the last to a multiple of 16 where rows work together."""
-        device = self.judge.classifier.device
         if self.attack.together:
             at = torch.cat([at, at[-1:].expand(padded(len(at)) - len(at))])
-        attempt = torch.zeros_like(at)
-        y, target = samples.y[at], samples.target[at]
-        if not self.judge.goal.targeted:
-            target = self.attack.target(self.judge.goal.seen(samples.logits[at], y), y, attempt)
-        key = streams.row_keys(self.seed, self.attack.digest, samples.index[at], attempt)
-        parts = [samples.index[at], attempt, samples.images(at), y, target, samples.eps[at], key, torch.zeros_like(at)]
-        return Rows(*(part.to(device) for part in parts))
+        return make_rows(self.attack, self.judge, self.seed, samples, at, torch.zeros_like(at))
 
 
 def _parts(at: Tensor, count: int) -> list[Tensor]:

@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from robustkit.memory import keep_freed_memory, out_of_memory
 from robustkit.methods import Attack, Result, Rows, State
 from robustkit.numerics import PAD, float_below, padded
 from robustkit.threats import Threat, load_threat
-from robustkit.views import VIEWS
+from robustkit.views import VIEWS, View
 
 if TYPE_CHECKING:
     from robustkit.data import Data
@@ -117,8 +117,21 @@ def check_batch(batch_size: BatchSize) -> None:
         raise BadInput(f"batch size {batch_size!r}: expected auto or a whole number of at least 1")
 
 
+def make_rows(attack: Attack, judge: Judge, seed: int, samples: Samples, at: Tensor, attempt: Tensor) -> Rows:
+    """The samples at positions `at` (R,) in their attempts (R,), on the classifier's device."""
+    y, target = samples.y[at], samples.target[at]
+    if not judge.goal.targeted:
+        target = attack.target(judge.goal.seen(samples.logits[at], y), y, attempt)
+    key = streams.row_keys(seed, attack.digest, samples.index[at], attempt)
+    parts = [samples.index[at], attempt, samples.images(at), y, target, samples.eps[at], key, torch.zeros_like(attempt)]
+    return Rows(*(part.to(judge.classifier.device) for part in parts))
+
+
 class Driver:
     """Runs one attack under one Judge."""
+
+    views: ClassVar[dict[str, type[View]]] = VIEWS
+    """What an attack gets to see of the model, by access."""
 
     def __init__(
         self,
@@ -138,8 +151,8 @@ class Driver:
             raise BadInput(f"{attack.name} looks beyond the budget: stop='never' needs an attack that stays within it")
         self.attack, self.judge, self.seed, self.stop, self.batch_size = attack, judge, seed, stop, batch_size
         self.threat, self.classifier = judge.threat, judge.classifier
-        keep = "best" if stop == "never" or (self.classifier.random and attack.bounded) else "first"
-        self.view = VIEWS[attack.access](self.classifier, self.threat, judge.goal, keep, attack.bounded)
+        keep = "best" if stop == "never" or (stop == "first" and self.classifier.random and attack.bounded) else "first"
+        self.view = self.views[attack.access](self.classifier, self.threat, judge.goal, keep, attack.bounded)
         self.view.surrogate = surrogate and self.classifier.surface.surrogate is not None
         if attack.draws:
             self.view.draws = attack.draws if self.classifier.random else 1
@@ -238,28 +251,21 @@ class Driver:
 
     def _try_ahead(self, fresh: list[Entry], room: int) -> bool:
         """Fill `room` with later attempts of the samples at work; whether any row is ahead of its turn."""
-        for at in sorted({at for at, _ in self.entries}) * (room if room else 0):
-            if not room:
+        while room:
+            behind = [at for at in sorted({at for at, _ in self.entries}) if self.begun[at] < self.attempts][:room]
+            if not behind:
                 break
-            if self.begun[at] < self.attempts:
-                entry = (at, self.begun[at])
+            ahead = [(at, self.begun[at]) for at in behind]
+            for at in behind:
                 self.begun[at] += 1
-                fresh.append(entry)
-                self.entries.append(entry)
-                room -= 1
+            fresh += ahead
+            self.entries += ahead
+            room -= len(ahead)
         return any(self.turn[at] < attempt for at, attempt in self.entries)
 
-    def _rows(self, entries: list[tuple[int, int]]) -> Rows:
-        device, samples = self.classifier.device, self.samples
-        at = torch.tensor([e[0] for e in entries])
-        attempt = torch.tensor([e[1] for e in entries])
-        y, target = samples.y[at], samples.target[at]
-        logits = self.judge.goal.seen(samples.logits[at], y)
-        if not self.judge.goal.targeted:
-            target = self.attack.target(logits, y, attempt)
-        key = streams.row_keys(self.seed, self.attack.digest, samples.index[at], attempt)
-        parts = [samples.index[at], attempt, samples.images(at), y, target, samples.eps[at], key, torch.zeros_like(attempt)]
-        return Rows(*(part.to(device) for part in parts))
+    def _rows(self, entries: list[Entry]) -> Rows:
+        at, attempt = torch.tensor(entries).unbind(1)
+        return make_rows(self.attack, self.judge, self.seed, self.samples, at, attempt)
 
     def _settle(self, queue: Queue, rows: Rows, over: Tensor) -> None:
         """Judge the candidates of finished rows; deliver samples that are through, requeue those with attempts left."""
@@ -270,13 +276,12 @@ class Driver:
         judged = [part.cpu() for part in (verified, size, p, logits.argmax(1), book["queries"], book["gradients"])]
         found, loss = Outcome(at, *judged), loss.cpu()
         while len(at):
+            due = attempt == self.turn[at]
             for i in (attempt > self.turn[at]).nonzero()[:, 0].tolist():
                 self.ahead[int(at[i]), int(attempt[i])] = found.pick(torch.tensor([i])), loss[i : i + 1]
-            due = attempt == self.turn[at]
             self._advance(queue, found.pick(due), attempt[due], loss[due])
-            ready = [entry for entry in self.ahead if self.turn[entry[0]] >= entry[1]]
-            parts = [(self.ahead.pop(entry), entry) for entry in ready if self.turn[entry[0]] == entry[1]]
-            self.ahead = {entry: held for entry, held in self.ahead.items() if entry not in ready}
+            parts = [(held, entry) for entry, held in self.ahead.items() if self.turn[entry[0]] == entry[1]]
+            self.ahead = {entry: held for entry, held in self.ahead.items() if self.turn[entry[0]] < entry[1]}
             if not parts:
                 break
             at, attempt = torch.tensor([entry for _, entry in parts]).unbind(1)

@@ -137,8 +137,6 @@ class Attack(Method):
     """Whether all queried points lie within the budget; minimum-norm attacks also look beyond it."""
     minimum_norm: ClassVar[bool] = False
     """Whether one run with an unlimited budget finds the smallest change it can: no budget needs to be searched."""
-    whole_batch: ClassVar[bool] = False
-    """Whether it brings a loop of its own (robustkit.blocks) instead of `init` and `step`."""
 
     @property
     def draws(self) -> int:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from robustkit.driver import Driver
-from robustkit.judge import Judge
-from robustkit.methods import Attack, Rows, State
+from robustkit.methods import Rows, State
 from robustkit.numerics import clear_margin, within
 from robustkit.views import GradientView, ScoreView, View
 
@@ -54,12 +51,7 @@ _VIEWS: dict[str, type[View]] = {"decision": _Nearest, "score": _NearestScore, "
 class SmallestDriver(Driver):
     """A Driver with stop="smallest": no attempt ends at its first hit, and the smallest witness of all is delivered."""
 
-    def __init__(self, attack: Attack, judge: Judge, **options: Any) -> None:
-        super().__init__(attack, judge, **options | {"stop": "first"})
-        self.stop = "smallest"
-        draws, surrogate = self.view.draws, self.view.surrogate
-        self.view = _VIEWS[attack.access](self.classifier, self.threat, judge.goal, "first", bounded=False)
-        self.view.draws, self.view.surrogate = draws, surrogate
+    views = _VIEWS
 
     def _verdict(self, rows: Rows, book: State) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The smallest point seen, and its size, negative, as the loss that ranks attempts."""

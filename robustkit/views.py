@@ -162,30 +162,36 @@ class GradientView(ScoreView):
 
     by_margin = False
 
-    def gradient(self, p: Tensor, loss: Loss, through: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def gradient(
+        self, p: Tensor, loss: Loss, through: Callable[[Tensor], Tensor] | None = None, copies: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Gradient of the loss with respect to p, and the (R,) loss values at p.
 
         With `through`, the image passes a differentiable map first; what the model then sees is no
-        candidate, and only counted.
+        candidate, and only counted. The map may make several images of every row, one after another:
+        `copies` says how many, and loss and gradient are averaged over them.
         """
-        rows, draws, kept = self.rows, self.draws, {}
+        rows, points, kept = self.rows, self.draws if copies is None else copies, {}
         self.loss = loss
-        y, target = (rows.y, rows.target) if draws == 1 else (v.repeat_interleave(draws) for v in (rows.y, rows.target))
+        y, target = (rows.y, rows.target) if points == 1 else (v.repeat_interleave(points) for v in (rows.y, rows.target))
 
         def objective(image: Tensor) -> Tensor:
             image = image if through is None else through(image)
-            logits = self._differentiable(image if draws == 1 else image.repeat_interleave(draws, 0))
+            if copies is None and points > 1:
+                image = image.repeat_interleave(points, 0)
+            logits = self._differentiable(image)
             kept["logits"] = logits.detach()
             values = loss(self.goal.seen(logits, y), y, target)
-            return values if draws == 1 else values.view(-1, draws).mean(1)
+            return values if points == 1 else values.view(-1, points).mean(1)
 
         found, values = self.threat.gradient(rows.x, p, objective)
-        self.classifier.backwards += draws * len(rows)
-        self.book["gradients"] = self.book["gradients"] + draws * ~self.book["done"]
-        self._also((draws - 1) * ~self.book["done"])
-        logits = kept["logits"] if draws == 1 else kept["logits"].view(len(rows), draws, -1).mean(1)
-        self._see(p, logits if through is None else None)
-        if through is None:
+        self.classifier.backwards += points * len(rows)
+        self.book["gradients"] = self.book["gradients"] + points * ~self.book["done"]
+        self._also((points - 1) * ~self.book["done"])
+        if through is not None:
+            self._see(p, None)
+        else:
+            self._see(p, kept["logits"] if points == 1 else kept["logits"].view(len(rows), points, -1).mean(1))
             self._weigh(p, values)
         return found.nan_to_num_(0.0, 0.0, 0.0), values
 
@@ -198,25 +204,6 @@ class GradientView(ScoreView):
             deployed = self.classifier.search(images, keys)
         stand_in = self.classifier.surrogate(images)
         return deployed + (stand_in - stand_in.detach())
-
-    def averaged(self, p: Tensor, loss: Loss, through: Callable[[Tensor], Tensor], draws: int) -> tuple[Tensor, Tensor]:
-        """As `gradient`, averaged over `draws` images of every row, all in one forward.
-
-        `through` maps images (R,...) to (R x draws,...), those of a row one after another. Counts as
-        many queries and gradients; none of the images is a candidate.
-        """
-        rows = self.rows
-        self.loss = loss
-        y, target = (v.repeat_interleave(draws) for v in (rows.y, rows.target))
-
-        def objective(image: Tensor) -> Tensor:
-            return loss(self.goal.seen(self._differentiable(through(image)), y), y, target).view(len(rows), draws).mean(1)
-
-        found, values = self.threat.gradient(rows.x, p, objective)
-        self.classifier.backwards += draws * len(rows)
-        asked = draws * ~self.book["done"]
-        self.book["queries"], self.book["gradients"] = self.book["queries"] + asked, self.book["gradients"] + asked
-        return found.nan_to_num_(0.0, 0.0, 0.0), values
 
     def jacobian(self, p: Tensor, values: Loss) -> tuple[Tensor, Tensor]:
         """Gradients of several values of the logits with respect to the image that p makes.

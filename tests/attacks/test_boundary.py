@@ -57,7 +57,7 @@ def smallest(attack: Boundary, model: Plane, norm: str) -> Outcome:
     eps = torch.full((COUNT,), float(threat.unbounded(tuple(model.x.shape[1:]))), dtype=torch.float64)
     samples = Samples(torch.arange(COUNT), model.y, torch.full((COUNT,), -1), model(model.x), eps, lambda at: model.x[at])
     parts: list[Outcome] = []
-    SmallestDriver(attack, judge, pool=None).run(samples, parts.append)
+    SmallestDriver(attack, judge, stop="smallest", pool=None).run(samples, parts.append)
     found = Outcome.join(parts)
     return found.pick(found.at.argsort())
 
