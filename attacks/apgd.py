@@ -113,9 +113,8 @@ class APGD(Attack):
             gradient = choose(stalled, new["best_gradient"], gradient)
             new["previous"] = choose(stalled, p, state["previous"])
         ahead = threat.project(rows.x, threat.step(p, gradient, new["length"]), rows.eps)
-        share = torch.where(first, 1.0, self.momentum).to(p.dtype)
-        share = wide(share, p)
-        moved = p + share * (ahead - p) + (1 - share) * (p - new["previous"])
+        share = wide(torch.where(first, 1.0, self.momentum).to(p.dtype), p)
+        moved = torch.lerp(p, ahead, share).addcmul_(p - new["previous"], 1 - share)
         new["p"], new["previous"] = threat.project(rows.x, moved, rows.eps), p
         return new
 

@@ -104,10 +104,11 @@ class Outcome:
         return Outcome(**{name: torch.cat([getattr(p, name) for p in parts]) for name in vars(parts[0])})
 
 
-def auto_batch(shape: tuple[int, ...], device: torch.device) -> int:
-    """Rows per batch to start with: what caches (CPU) or memory (GPU) hold comfortably."""
+def auto_batch(shape: tuple[int, ...], device: torch.device, *, backward: bool = True) -> int:
+    """Rows per batch to start with: what caches (CPU) or memory (GPU) hold comfortably, twice as many without backward."""
     size = max(1, int(torch.Size(shape).numel()))
     most, total = (4096, 1 << 24) if device.type == "cuda" else (192, 600_000)
+    most *= 1 if backward else 2
     return max(PAD, min(most, total // size) // PAD * PAD)
 
 
@@ -179,7 +180,8 @@ class Driver:
         self.ahead: dict[Entry, tuple[Outcome, Tensor]] = {}
         self.attempts = self.attack.attempts(self.judge.goal.seen(samples.logits[:1], samples.y[:1]).shape[1])
         shape = tuple(samples.images(torch.tensor([0])).shape[1:])
-        capacity = auto_batch(shape, self.classifier.device) if self.batch_size == "auto" else padded(self.batch_size)
+        backward = self.attack.access == "gradient"
+        capacity = auto_batch(shape, self.classifier.device, backward=backward) if self.batch_size == "auto" else padded(self.batch_size)
         capacity = padded(max(1, capacity // self.width), self.unit)
         most = float(samples.eps.max())
         self.view.shared = self.attack.prepare(self.pool or self._no_pool, self.classifier, self.threat, most, self.seed)
@@ -205,6 +207,7 @@ class Driver:
             for _ in range(self.poll):
                 batch.state = self.attack.step(batch.rows, batch.state, self.view, self.threat)
                 batch.rows.steps += 1
+                self.view.least += 1
                 over = batch.rows.steps >= self.attack.iterations
                 self.view.finish(batch.state["p"], over | batch.state["over"] if "over" in batch.state else over)
             self.tick(0)
@@ -246,7 +249,7 @@ class Driver:
         live = torch.arange(len(rows), device=rows.x.device) < total
         book = _join([part[2] for part in parts])
         book["done"] = book["done"] | ~live
-        self.view.rows, self.view.book = rows, book
+        self.view.rows, self.view.book, self.view.least = rows, book, int(rows.steps.min())
         return _Batch(rows, _join([part[1] for part in parts]), live)
 
     def _try_ahead(self, fresh: list[Entry], room: int) -> bool:

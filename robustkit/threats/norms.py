@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from robustkit import streams
 from robustkit.numerics import float32_below, wide
@@ -63,6 +64,23 @@ class NormThreat(Threat):
         return input_gradient(values, leaf), values.detach()
 
 
+_LIMITS: MutableMapping[Tensor, tuple[int, Tensor, Tensor, Tensor]] = WeakIdKeyDictionary()
+"""By image tensor: its version, the budgets, and the limits of what may be added to it."""
+
+
+def _limits(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the most that may be added to each value of x (R,...) within l_inf budgets (R,) and the box.
+
+    Attacks project onto the same images again and again: the limits are kept as long as the images are.
+    """
+    held = _LIMITS.get(x)
+    if held is None or held[0] != x._version or held[1] is not eps:
+        inner = reach(eps, x)
+        held = (x._version, eps, torch.maximum(-x, -inner), torch.minimum(1 - x, inner))
+        _LIMITS[x] = held
+    return held[2], held[3]
+
+
 @dataclass(frozen=True, init=False)
 class Linf(NormThreat):
     """Every value may change by at most eps, in units of the [0,1] box."""
@@ -73,8 +91,7 @@ class Linf(NormThreat):
         return self.change(x, p).abs().amax(1)
 
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
-        inner = reach(eps, p)
-        return torch.minimum(torch.maximum(p, torch.maximum(-x, -inner)), torch.minimum(1 - x, inner))
+        return p.clamp(*_limits(x, eps))
 
     def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
         return torch.addcmul(p, gradient.sign(), wide(length.to(p.dtype), p))

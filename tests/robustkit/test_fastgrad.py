@@ -7,9 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.classifier import Classifier
-from robustkit.fastgrad import FewChannelConv2d, fits, quicken
+from robustkit.fastgrad import FastGradConv2d, fits, quicken
 
-GEOMETRIES = [(3, 1, 1, 1), (4, 2, 1, 1), (5, 3, 0, 1), ((3, 5), (2, 1), (0, 2), 2)]
+GEOMETRIES = [
+    (3, 1, 1, 1),
+    (4, 2, 1, 1),
+    (5, 3, 0, 1),
+    (1, 2, 0, 1),
+    (2, 3, 1, 1),
+    ((3, 5), (2, 1), (0, 2), 2),
+    ((6, 4), (2, 4), (3, 0), 1),
+    (7, 2, 3, 2),
+]
 
 
 def gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,12 +30,12 @@ def gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), GEOMETRIES)
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 6])
 def test_matches_torch(channels: int, kernel: int, stride: int, padding: int, dilation: int, bias: bool) -> None:
     plain = nn.Conv2d(channels, 8, kernel, stride, padding, dilation, bias=bias).double().requires_grad_(False)
     fast = nn.Conv2d(channels, 8, kernel, stride, padding, dilation, bias=bias).double().requires_grad_(False)
     fast.load_state_dict(plain.state_dict())
-    assert isinstance(quicken(fast), FewChannelConv2d)
+    fast.__class__ = FastGradConv2d
     x = torch.rand(5, channels, 17, 19, dtype=torch.float64)
     (out, found), (expected_out, expected) = gradient(fast, x), gradient(plain, x)
     assert torch.equal(out, expected_out)
@@ -38,6 +47,9 @@ def test_matches_torch(channels: int, kernel: int, stride: int, padding: int, di
     [
         (nn.Conv2d(3, 4, 3), True),
         (nn.Conv2d(5, 4, 3), False),
+        (nn.Conv2d(5, 4, 4, 2), True),
+        (nn.Conv2d(5, 4, 3, 2), False),
+        (nn.Conv2d(5, 4, 4, 2, dilation=2), False),
         (nn.Conv2d(4, 4, 3, groups=2), False),
         (nn.Conv2d(1, 4, 3, padding="same"), False),
         (nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"), False),
@@ -56,7 +68,7 @@ def test_the_network_and_the_judge_keep_their_own_layers() -> None:
     assert isinstance(classifier.module, nn.Sequential)
     assert type(classifier.module[0]) is nn.Conv2d
     assert isinstance(classifier.searcher, nn.Sequential)
-    assert type(classifier.searcher[0]) is FewChannelConv2d
+    assert type(classifier.searcher[0]) is FastGradConv2d
     x = torch.rand(16, 1, 8, 8)
     before = classifier.search(x)
     assert torch.equal(before, classifier.forward(x))
@@ -69,3 +81,13 @@ def test_the_network_and_the_judge_keep_their_own_layers() -> None:
 def test_a_network_without_such_layers_is_not_copied() -> None:
     classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
     assert classifier.searcher is classifier.module
+
+
+def test_the_gradient_follows_weights_that_are_changed_in_place() -> None:
+    layer = nn.Conv2d(2, 3, 4, 2, 1).requires_grad_(False)
+    quicken(layer)
+    x = torch.rand(2, 2, 8, 8)
+    _, before = gradient(layer, x)
+    layer.weight.mul_(2)
+    _, after = gradient(layer, x)
+    torch.testing.assert_close(after, 2 * before)
