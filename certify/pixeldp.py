@@ -1,10 +1,11 @@
 """PixelDP, Lecuyer et al. 2019, https://arxiv.org/abs/1802.03471: a radius from differential privacy.
 
-Gaussian noise of deviation sigma makes the vote (e, d)-differentially private for inputs within
-L = sigma e / sqrt(2 ln(1.25/d)), e at most 1; the vote cannot change where the label's probability
-exceeds exp(2e) times any other's plus (1 + exp(e)) d. Here d is searched, not fixed beforehand: the
-bounds on the probabilities do not depend on it. Over the same draws as `smoothing`, whose radius is
-never smaller.
+Gaussian noise of deviation sigma makes the network's scores (e, d)-differentially private for inputs
+within L = sigma e / sqrt(2 ln(1.25/d)), e at most 1; the answer cannot change where the label's mean
+score exceeds exp(2e) times any other's plus (1 + exp(e)) d. This holds for any scores in [0,1]: the
+paper's softmax scores (`aggregate=mean`), bounded by their mean and variance, and votes, which are
+scores of 0 and 1 and are counted. Here d is searched, not fixed beforehand: the bounds on the means
+do not depend on it. Over the same draws as `smoothing`, whose radius is never smaller.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustkit.certify.smoothing import Floats, SmoothingCertifier, both_confidences
-from robustkit.models.smoothed import Smoothing
+from robustkit.certify.confidence import Floats
+from robustkit.certify.two_sided import TwoSided
 
 _DELTAS = np.logspace(-12, -0.5, 116)
 
@@ -40,14 +41,9 @@ def pixeldp_radius(first: Any, second: Any, sigma: float) -> Floats:
 
 
 @dataclass(frozen=True)
-class PixelDP(SmoothingCertifier):
+class PixelDP(TwoSided):
     """Radii of a smoothed classifier by differential privacy, never above those of `smoothing`. Fields as there."""
 
-    noises = ("gaussian",)
     name = "pixeldp"
-    threats = ("l2",)
     paper = "Lecuyer et al. 2019"
-
-    def judged(self, votes: NDArray[np.int64], label: NDArray[np.int64], draws: int, alpha: float, how: Smoothing) -> tuple[Floats, Floats]:
-        low, high = both_confidences(votes, label, draws, alpha)
-        return low, pixeldp_radius(low, high, how.scale)
+    certified = staticmethod(pixeldp_radius)

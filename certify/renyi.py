@@ -1,9 +1,10 @@
 """The additive-noise certificate of Li et al. 2019, https://arxiv.org/abs/1809.03113: a radius from Renyi divergence.
 
 Two images at distance L differ under Gaussian noise by a Renyi divergence of a L^2 / (2 sigma^2)
-at order a; the vote cannot change while that is below -log(1 - p - q + 2 m), where p and q bound the
+at order a; the answer cannot change while that is below -log(1 - p - q + 2 m), where p and q bound the
 probabilities of the label and of any other class and m is their power mean of exponent 1 - a. The
-best order is searched. Over the same draws as `smoothing`, whose radius is never smaller.
+best order is searched. Mean softmax scores (`aggregate=mean`) are the probabilities of a class drawn
+from them, which is the answer that the divergence is of. Over the same draws as `smoothing`, whose radius is never smaller.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from robustkit.certify.smoothing import Floats, SmoothingCertifier, both_confidences
-from robustkit.models.smoothed import Smoothing
+from robustkit.certify.confidence import Floats
+from robustkit.certify.two_sided import TwoSided
 
 _ORDERS = 1 + np.logspace(-3, 3, 301)
 
@@ -31,14 +31,9 @@ def renyi_radius(first: Any, second: Any, sigma: float) -> Floats:
 
 
 @dataclass(frozen=True)
-class Renyi(SmoothingCertifier):
+class Renyi(TwoSided):
     """Radii of a smoothed classifier by Renyi divergence, never above those of `smoothing`. Fields as there."""
 
-    noises = ("gaussian",)
     name = "renyi"
-    threats = ("l2",)
     paper = "Li et al. 2019"
-
-    def judged(self, votes: NDArray[np.int64], label: NDArray[np.int64], draws: int, alpha: float, how: Smoothing) -> tuple[Floats, Floats]:
-        low, high = both_confidences(votes, label, draws, alpha)
-        return low, renyi_radius(low, high, how.scale)
+    certified = staticmethod(renyi_radius)

@@ -1,10 +1,13 @@
 """Randomized smoothing: CERTIFY of Cohen et al. 2019, https://arxiv.org/abs/1902.02918.
 
-A radius around every image in which the vote of the smoothed classifier cannot change, with
+A radius around every image in which the answer of the smoothed classifier cannot change, with
 probability 1 - alpha over the draws: Gaussian noise in l2, uniform and Laplace noise in l1 (Yang
-et al. 2020, https://arxiv.org/abs/2002.08118). Deliberate deviations: only images on which the
-selection gives the label are sampled on, and sampling ends where what is asked for is out of reach,
-which can only lose certificates. With `looks` above 1 it also ends as soon as it is reached; each
+et al. 2020, https://arxiv.org/abs/2002.08118). Their arguments ask of the base classifier only that
+its answers lie in [0,1] (Salman et al. 2019, https://arxiv.org/abs/1906.04584, spell it out): they
+hold for the vote and for the mean of softmax scores alike, each with the confidence bounds that
+belong to it. Deliberate deviations: only images on which the selection gives the label are sampled
+on, and where a budget is asked for, sampling ends once it is out of reach but for 1 in 10 000, which
+can only lose certificates. With `looks` above 1 it also ends as soon as the budget is reached; each
 look then takes an equal share of alpha, so the stated level holds.
 """
 
@@ -18,36 +21,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import beta, norm
+from scipy.stats import norm
 from torch import Tensor
 
 from robustkit import streams
+from robustkit.certify.confidence import Drawn, Floats
 from robustkit.errors import BadInput
 from robustkit.methods import StatisticalCertifier
-from robustkit.models.smoothed import Smoothed, Smoothing
+from robustkit.models.smoothed import Smoothed, Smoothing, smoothed
 
 if TYPE_CHECKING:
     from robustkit.classifier import Classifier
     from robustkit.threats import Threat
 
-Floats = NDArray[np.float64]
 
-
-def lower_confidence(successes: Any, draws: int, alpha: float) -> Floats:
-    """One-sided Clopper-Pearson bound: below the probability of success with confidence 1 - alpha."""
-    k = np.asarray(successes, dtype=np.float64)
-    bound = beta.ppf(alpha, k, draws - k + 1)
-    return np.where(k > 0, bound, 0.0)
-
-
-def both_confidences(votes: NDArray[np.int64], label: NDArray[np.int64], draws: int, alpha: float) -> tuple[Floats, Floats]:
-    """Lower bound of the label's probability and upper bound of every other's, together with confidence 1 - alpha."""
-    own = votes[np.arange(len(votes)), label]
-    others = votes.copy()
-    others[np.arange(len(votes)), label] = -1
-    low = lower_confidence(own, draws, alpha / 2)
-    high = 1 - lower_confidence(draws - others.max(1), draws, alpha / (2 * (votes.shape[1] - 1)))
-    return low, np.minimum(high, 1 - low)
+STRICTER = 20
+"""Halvings of alpha at which radii are given as well: enough for a million images that are to be right all at once."""
 
 
 def radius_of(noise: str, probability: Any, scale: float) -> Floats:
@@ -69,8 +58,11 @@ def radius_of(noise: str, probability: Any, scale: float) -> Floats:
 
 @dataclass(frozen=True)
 class SmoothingCertifier(StatisticalCertifier):
-    """Radii of a smoothed classifier, by counting votes. Fields: sigma and noise (what the model says where left out);
-    n draws; n0 draws that select the class; alpha, the share of images on which it may err; looks."""
+    """Radii of a smoothed classifier, by counting votes or averaging scores.
+
+    Fields: sigma, noise and aggregate (vote or mean), what the model says where left out; n draws; n0
+    draws that select the class; alpha, the share of images on which it may err; looks.
+    """
 
     sigma: Fraction | None = None
     n: int = 10_000
@@ -78,6 +70,7 @@ class SmoothingCertifier(StatisticalCertifier):
     alpha: Fraction = Fraction(1, 1000)
     noise: str = ""
     looks: int = 1
+    aggregate: str = ""
 
     noises: ClassVar[tuple[str, ...]] = ("gaussian", "uniform", "laplace")
     name = "smoothing"
@@ -89,6 +82,8 @@ class SmoothingCertifier(StatisticalCertifier):
     def __post_init__(self) -> None:
         if self.sigma is not None and self.sigma <= 0:
             raise BadInput(f"smoothing: sigma is {float(self.sigma):g}: expected a standard deviation above 0")
+        if self.aggregate not in ("", "vote", "mean"):
+            raise BadInput(f"{self.name}: unknown aggregate {self.aggregate!r}: expected vote (of classes) or mean (of softmax scores)")
         if not 0 < self.alpha < 1:
             raise BadInput(f"smoothing: alpha is {float(self.alpha):g}: expected a probability above 0 and below 1, such as 0.001")
         if self.n0 < 1 or self.n < self.n0:
@@ -101,6 +96,13 @@ class SmoothingCertifier(StatisticalCertifier):
     def cost(self) -> float:  # type: ignore[override]
         return float(self.n + self.n0)
 
+    def subject(self, classifier: Classifier) -> Classifier:
+        """The classifier smoothed as the fields say, itself where they say nothing or it is smoothed already."""
+        if self.sigma is None or classifier.random:
+            return classifier
+        how: Any = {"noise": self.noise, "aggregate": self.aggregate}
+        return smoothed(classifier, Smoothing(self.sigma, **{key: value for key, value in how.items() if value}))
+
     @property
     def schedule(self) -> list[int]:
         """Draws after which is looked whether to go on, the last n; at n, n/10, ... (`looks` of them) certificates are given."""
@@ -108,7 +110,7 @@ class SmoothingCertifier(StatisticalCertifier):
         certifying = {self.n // 10**k for k in range(self.looks)}
         return [draws for draws in sorted(every | certifying) if draws >= min(64, self.n) or draws in certifying]
 
-    def sample(self, classifier: Classifier, threat: Threat, seed: int) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    def sample(self, classifier: Classifier, threat: Threat, seed: int) -> Callable[..., tuple[Tensor, ...]]:
         self.accepts(threat)
         network = classifier.module
         if not isinstance(network, Smoothed):
@@ -118,21 +120,26 @@ class SmoothingCertifier(StatisticalCertifier):
         held = network.smoothing
         if (self.sigma is not None and self.sigma != held.sigma) or (self.noise and self.noise != held.noise):
             raise BadInput(f"smoothing: the model is smoothed by sigma={held.sigma}, noise={held.noise}: a certificate for another model")
+        if self.aggregate and self.aggregate != held.aggregate:
+            raise BadInput(
+                f"{self.name}: a certificate for aggregate={self.aggregate} says nothing about a model that answers by {held.aggregate}: "
+                f"leave aggregate out, or name smooth:(MODEL),sigma={held.sigma},aggregate={self.aggregate}"
+            )
         if held.noise not in self.noises:
             raise BadInput(f"{self.name} certifies under {' or '.join(self.noises)} noise, the model has {held.noise} noise")
         family = "l2" if held.noise == "gaussian" else "l1"
         if threat.name != family:
             raise BadInput(f"{held.noise} noise certifies {family}, not {threat.name}: use --threat {family}:..., or other noise")
 
-        def work(index: Tensor, x: Tensor, y: Tensor, eps: Tensor | None, tick: Callable[[], None]) -> tuple[Tensor, Tensor, Tensor]:
+        def work(index: Tensor, x: Tensor, y: Tensor, eps: Tensor | None, tick: Callable[[], None]) -> tuple[Tensor, ...]:
             keys = streams.row_keys(seed, self.digest, index).to(x.device)
             return self._radii(classifier, network, keys, x, y, eps, tick)
 
         return work
 
-    def judged(self, votes: NDArray[np.int64], label: NDArray[np.int64], draws: int, alpha: float, how: Smoothing) -> tuple[Floats, Floats]:
-        """(lower bound of the label's probability (R,), radius (R,)) that votes (R,K) prove with confidence 1 - alpha."""
-        bound = lower_confidence(votes[np.arange(len(votes)), label], draws, alpha)
+    def judged(self, drawn: Drawn, label: NDArray[np.int64], alpha: float, how: Smoothing) -> tuple[Floats, Floats]:
+        """(lower bound of the label's probability (R,), radius (R,)) that the draws prove with confidence 1 - alpha."""
+        bound = drawn.least(label, alpha)
         return bound, radius_of(how.noise, bound, how.scale)
 
     def _radii(
@@ -144,14 +151,16 @@ class SmoothingCertifier(StatisticalCertifier):
         y: Tensor,
         eps: Tensor | None,
         tick: Callable[[], None],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(radius (R,) float64, -inf for none; lower bound of the label's probability less 1/2; draws (R,) int64)."""
-        selected = network.counts(x, streams.child(keys, 0), 0, self.n0, tick).argmax(1)
+    ) -> tuple[Tensor, ...]:
+        """(radius (R,) float64, -inf for none; lower bound of the label's probability less 1/2; draws (R,) int64;
+        radii (R, STRICTER) but for alpha/2, alpha/4, ...)."""
+        selected = network.sums(x, streams.child(keys, 0), 0, self.n0, tick)[0].argmax(1)
         draws = torch.full((len(x),), self.n0, dtype=torch.int64)
         radius, margin = np.full(len(x), -np.inf), np.full(len(x), -0.5)
+        stricter = np.full((len(x), STRICTER), -np.inf)
         label, alive = y.cpu().numpy(), (selected == y).cpu().numpy()
         share = float(self.alpha) / self.looks
-        votes: NDArray[np.int64] | None = None
+        drawn: Drawn | None = None
         wanted = None if eps is None else eps.cpu().numpy()
         done, certifying = 0, {self.n // 10**k for k in range(self.looks)}
         for upto in self.schedule:
@@ -159,19 +168,21 @@ class SmoothingCertifier(StatisticalCertifier):
             if not len(at):
                 break
             where = torch.from_numpy(at).to(x.device)
-            counts = network.counts(x[where], streams.child(keys[where], 1), done, upto, tick).cpu().numpy()
-            votes = np.zeros((len(x), counts.shape[1]), dtype=np.int64) if votes is None else votes
-            votes[at] += counts
+            sums, squares = (v.cpu().numpy() for v in network.sums(x[where], streams.child(keys[where], 1), done, upto, tick))
+            if drawn is None:
+                drawn = Drawn.none(len(x), sums.shape[1], network.smoothing.aggregate)
+            drawn.add(at, sums, squares)
             draws[at] += upto - done
-            done = upto
+            drawn.draws = done = upto
             if upto in certifying:
-                bound, found = self.judged(votes[at], label[at], upto, share, network.smoothing)
+                bound, found = self.judged(drawn.pick(at), label[at], share, network.smoothing)
                 margin[at] = np.maximum(margin[at], bound - 0.5)
                 radius[at] = np.where(found > 0, np.maximum(radius[at], found), radius[at])
+                for k in range(STRICTER):
+                    less = self.judged(drawn.pick(at), label[at], share / 2 ** (k + 1), network.smoothing)[1]
+                    stricter[at, k] = np.where(less > 0, np.maximum(stricter[at, k], less), stricter[at, k])
             if wanted is not None:
-                hoped = votes[at]
-                hoped[np.arange(len(at)), label[at]] += self.n - upto
-                best = self.judged(hoped, label[at], self.n, share, network.smoothing)[1]
+                best = self.judged(drawn.pick(at).hoped(label[at], self.n), label[at], share, network.smoothing)[1]
                 alive[at] = (radius[at] < wanted[at]) & (best >= wanted[at])
         classifier.forwards += int(draws.sum())
-        return torch.from_numpy(radius), torch.from_numpy(margin), draws
+        return torch.from_numpy(radius), torch.from_numpy(margin), draws, torch.from_numpy(stricter)

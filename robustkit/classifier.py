@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from robustkit.errors import BadInput, Missing
 from robustkit.fastgrad import fits, quicken
 from robustkit.memory import out_of_memory
-from robustkit.streams import child, row_keys, seeded
-from robustkit.surface import surface_of
+from robustkit.streams import child, row_keys, seeded, uniform
+from robustkit.surface import picked, surface_of
+
+_PICK = 6007
+"""Purpose of the numbers that draw a class from scores."""
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
@@ -150,7 +153,11 @@ class Classifier:
             return network(fed)
 
     def tally(self, x: Tensor, keys: Tensor) -> Tensor:
-        """(N,K) float32 share of the draws from (N,) keys in which a random model gives each class."""
+        """(N,K) float32 share of the draws from (N,) keys in which a random model gives each class.
+
+        Where its answer is the class of the highest mean score, a draw gives a class drawn from its
+        softmax scores: shares are about the mean then, and tests of counts hold.
+        """
         counts, votes = None, self.surface.votes
         count: Callable[..., Tensor] | None = getattr(self.module, "counts", None)
         if count is not None:
@@ -158,8 +165,10 @@ class Classifier:
             return count(x, keys, 0, votes).float() / votes
         with torch.no_grad():
             for draw in range(votes):
-                logits = self.forward(x, child(keys, draw))
-                given = torch.nn.functional.one_hot(logits.nan_to_num(-torch.inf).argmax(1), logits.shape[1])
+                each = child(keys, draw)
+                logits = self.forward(x, each).nan_to_num(-torch.inf)
+                given = logits.argmax(1) if self.surface.random == "vote" else picked(logits, uniform(child(each, _PICK), (1,))[:, 0])
+                given = torch.nn.functional.one_hot(given, logits.shape[1])
                 counts = given if counts is None else counts + given
         assert counts is not None
         return counts.float() / votes

@@ -6,6 +6,7 @@ it is attacked as it is. Athalye et al. 2018 (arXiv 1802.00420), Tramer et al. 2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,17 +28,19 @@ class Surface:
 
     surrogate: Callable[[Tensor], Tensor] | None = None
     """Differentiable stand-in: forward as deployed, backward through it (BPDA)."""
-    random: Literal["none", "vote"] = "none"
-    """vote: the model's answer is the class that most draws give."""
+    random: Literal["none", "vote", "mean"] = "none"
+    """vote: the model's answer is the class that most draws give; mean: the class with the highest mean softmax score."""
     votes: int = 200
-    """Draws that the Judge counts."""
+    """Draws that the Judge counts; with mean, a draw gives a class drawn from its softmax scores."""
     draws: int = 10
     """Draws that a search averages over (EOT)."""
+    soft: bool = False
+    """Whether a search averages softmax scores over its draws, instead of losses and logits."""
     rejects: bool = False
 
     def __post_init__(self) -> None:
-        if self.random not in ("none", "vote"):
-            raise BadInput(f"adaptive surface: random is {self.random!r}: expected none or vote")
+        if self.random not in ("none", "vote", "mean"):
+            raise BadInput(f"adaptive surface: random is {self.random!r}: expected none, vote or mean")
         if self.votes < 50 or self.draws < 1:
             raise BadInput(f"adaptive surface: votes is {self.votes}, draws {self.draws}: expected at least 50 and 1")
 
@@ -48,8 +51,19 @@ class Surface:
 
     def __str__(self) -> str:
         parts = ["surrogate for gradients"] * (self.surrogate is not None)
-        parts += [f"random, vote of {self.votes}"] * (self.random == "vote") + ["rejects"] * self.rejects
+        parts += [f"random, {self.random} of {self.votes}"] * (self.random != "none") + ["rejects"] * self.rejects
         return ", ".join(parts) or "none"
+
+
+def pooled(logits: Tensor, draws: int) -> Tensor:
+    """(R,K) logarithms of mean softmax scores, from logits (R x draws,K), those of a row one after another."""
+    return logits.view(-1, draws, logits.shape[1]).log_softmax(2).logsumexp(1) - math.log(draws)
+
+
+def picked(logits: Tensor, chance: Tensor) -> Tensor:
+    """(R,) class drawn from the softmax scores of logits (R,K), by (R,) numbers uniform on [0,1)."""
+    reached = logits.softmax(1).cumsum(1)
+    return (reached <= chance[:, None] * reached[:, -1:]).sum(1).clamp_(max=logits.shape[1] - 1)
 
 
 def surface_of(model: Any) -> Surface:

@@ -18,6 +18,7 @@ from robustkit.goals import Goal
 from robustkit.memory import out_of_memory
 from robustkit.methods import Rows, State
 from robustkit.numerics import choose, clear_margin, pad_rows, padded, within
+from robustkit.surface import pooled
 from robustkit.threats import Threat
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -34,6 +35,8 @@ class View:
         self.classifier, self.threat, self.goal, self.keep, self.bounded = classifier, threat, goal, keep, bounded
         self.rows: Rows
         self.book: State = {}
+        self.least = 0
+        """Steps that every row has made at least, known without asking the device."""
         self.shared: dict[str, Any] = {}
         """What the attack's `prepare` made."""
         self.loss: Loss = goal.margin
@@ -102,7 +105,11 @@ class View:
         padding = padded(len(images))
         keys = None if keys is None else pad_rows(keys, padding)
         logits = self.classifier.search(pad_rows(images, padding), keys)[: len(images)]
-        return logits if draws == 1 else logits.view(-1, draws, logits.shape[1]).mean(1)
+        return logits if draws == 1 else self._averaged(logits, draws)
+
+    def _averaged(self, logits: Tensor, draws: int) -> Tensor:
+        """(R,K) what logits (R x draws,K) under several draws say together, those of a row one after another."""
+        return pooled(logits, draws) if self.classifier.surface.soft else logits.view(-1, draws, logits.shape[1]).mean(1)
 
     def _forward(self, p: Tensor) -> Tensor:
         with torch.no_grad():
@@ -169,20 +176,24 @@ class GradientView(ScoreView):
 
         With `through`, the image passes a differentiable map first; what the model then sees is no
         candidate, and only counted. The map may make several images of every row, one after another:
-        `copies` says how many, and loss and gradient are averaged over them.
+        `copies` says how many, and loss and gradient are averaged over them. Over the draws of a random
+        model the loss is averaged too, or taken of their mean scores where its surface is soft.
         """
         rows, points, kept = self.rows, self.draws if copies is None else copies, {}
         self.loss = loss
-        y, target = (rows.y, rows.target) if points == 1 else (v.repeat_interleave(points) for v in (rows.y, rows.target))
+        soft = copies is None and points > 1 and self.classifier.surface.soft
+        single = points == 1 or soft
+        y, target = (rows.y, rows.target) if single else (v.repeat_interleave(points) for v in (rows.y, rows.target))
 
         def objective(image: Tensor) -> Tensor:
             image = image if through is None else through(image)
             if copies is None and points > 1:
                 image = image.repeat_interleave(points, 0)
             logits = self._differentiable(image)
+            logits = self._averaged(logits, points) if soft else logits
             kept["logits"] = logits.detach()
             values = loss(self.goal.seen(logits, y), y, target)
-            return values if points == 1 else values.view(-1, points).mean(1)
+            return values if single else values.view(-1, points).mean(1)
 
         found, values = self.threat.gradient(rows.x, p, objective)
         self.classifier.backwards += points * len(rows)
@@ -191,7 +202,7 @@ class GradientView(ScoreView):
         if through is not None:
             self._see(p, None)
         else:
-            self._see(p, kept["logits"] if points == 1 else kept["logits"].view(len(rows), points, -1).mean(1))
+            self._see(p, kept["logits"] if single else kept["logits"].view(len(rows), points, -1).mean(1))
             self._weigh(p, values)
         return found.nan_to_num_(0.0, 0.0, 0.0), values
 

@@ -1,15 +1,25 @@
-"""Smoothed classifiers: the class that a base classifier gives most often under noise.
+"""Smoothed classifiers: the class that a base classifier gives most often under noise, or its highest mean score.
 
-Cohen et al. 2019, https://arxiv.org/abs/1902.02918. Named `smooth:(MODEL),sigma=0.25`, a model of
-its own: its clean accuracy, its attacks and its certificates are about the vote, not about MODEL.
-Noise is added in units of the [0,1] box, before the base model's own normalisation.
+Named `smooth:(MODEL),sigma=0.25`, a model of its own: its clean accuracy, its attacks and its
+certificates are about the smoothed classifier, not about MODEL. Noise is added in units of the
+[0,1] box, before the base model's own normalisation. Two ways to make one answer of many draws:
+
+- `aggregate=vote`: the class that most draws give, Cohen et al. 2019, https://arxiv.org/abs/1902.02918.
+- `aggregate=mean`: the class whose softmax score is highest on average, PixelDP (Lecuyer et al. 2019,
+  https://arxiv.org/abs/1802.03471) and the soft smoothed classifier of SmoothAdv (Salman et al. 2019,
+  https://arxiv.org/abs/1906.04584).
+
+A class drawn from the scores of every draw has the mean score as its probability. So the mean is a
+vote too, of a base classifier with some noise more: predictions, abstentions and witnesses are
+judged by counting such draws, with the same exact tests, and every certificate for votes holds for
+it. Certifiers do not count, they use the scores themselves (`sums`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Literal
@@ -22,9 +32,10 @@ from robustkit.classifier import Classifier
 from robustkit.errors import BadInput
 from robustkit.memory import keep_freed_memory
 from robustkit.spec import Spec, build, parse
-from robustkit.surface import Surface
+from robustkit.surface import Surface, picked
 
 Noise = Literal["gaussian", "uniform", "laplace"]
+Aggregate = Literal["vote", "mean"]
 BLOCK = 64
 """Draws of an image that come from one generator; a multiple of 16."""
 
@@ -37,13 +48,14 @@ _PER_SIGMA: dict[str, float] = {"gaussian": 1.0, "uniform": math.sqrt(3), "lapla
 
 @dataclass(frozen=True)
 class Smoothing:
-    """How a model is smoothed: noise of standard deviation sigma, votes that the Judge counts."""
+    """How a model is smoothed: noise of standard deviation sigma, votes that the Judge counts, one answer by vote or mean."""
 
     sigma: Fraction
     noise: Noise = "gaussian"
     votes: int = 1000
     draws: int = 10
     """Draws that the gradients of an attack are averaged over."""
+    aggregate: Aggregate = "vote"
 
     positional: ClassVar[tuple[str, ...]] = ()
 
@@ -52,6 +64,8 @@ class Smoothing:
             raise BadInput(f"smoothing: sigma is {float(self.sigma):g}: expected a standard deviation above 0, in units of the [0,1] box")
         if self.noise not in ("gaussian", "uniform", "laplace"):
             raise BadInput(f"smoothing: unknown noise {self.noise!r}: known: gaussian, uniform, laplace")
+        if self.aggregate not in ("vote", "mean"):
+            raise BadInput(f"smoothing: unknown aggregate {self.aggregate!r}: expected vote (of classes) or mean (of softmax scores)")
 
     @property
     def scale(self) -> float:
@@ -63,6 +77,8 @@ class Smoothed(nn.Module):
     """The base network under noise: one draw a forward, `counts` for many."""
 
     takes_keys = True
+    certifier = "smoothing"
+    """What `robustkit certify` certifies it with unless told otherwise."""
     mean: Tensor
     std: Tensor
 
@@ -72,17 +88,17 @@ class Smoothed(nn.Module):
             raise BadInput(f"the model {base.spec} is random already: smooth a deterministic one")
         if not isinstance(base.module, nn.Module):
             raise BadInput(f"the model {base.spec} is no nn.Module: only those can be smoothed")
-        self.base, self.smoothing, self.classes = base.module, smoothing, base.classes
+        self.base, self.smoothing, self.classes, self.normalises = base.module, smoothing, base.classes, base.normalises
         self.register_buffer("mean", base.mean.clone())
         self.register_buffer("std", base.std.clone())
 
     def adaptive_surface(self) -> Surface:
-        """Random: the answer is a vote; attacked through gradients averaged over draws, as SmoothAdv does."""
-        return Surface(random="vote", votes=self.smoothing.votes, draws=self.smoothing.draws)
+        """Random: many draws make the answer; attacked through their mean softmax scores, as SmoothAdv does."""
+        return Surface(random=self.smoothing.aggregate, votes=self.smoothing.votes, draws=self.smoothing.draws, soft=True)
 
     def plain(self, x: Tensor) -> Tensor:
         """Logits of the base classifier, without noise."""
-        logits: Tensor = self.base((x - self.mean) / self.std)
+        logits: Tensor = self.base((x - self.mean) / self.std if self.normalises else x)
         return logits
 
     def forward(self, x: Tensor, keys: Tensor) -> Tensor:
@@ -90,37 +106,68 @@ class Smoothed(nn.Module):
         return self.plain(x + self.smoothing.scale * _unit(self.smoothing.noise, keys, tuple(x.shape[1:])).to(x))
 
     def counts(self, x: Tensor, keys: Tensor, first: int, last: int, tick: Callable[[], None] | None = None) -> Tensor:
-        """(R,K) how often each class is given by draws first..last-1 of every image.
+        """(R,K) int64 how often each class is given by draws first..last-1 of every image.
 
-        Draw i of an image depends on its key and on i alone: blocks of draws come from torch
-        generators seeded by (key, block), which cost what torch.randn costs. Batches are filled
-        across images.
+        With aggregate=mean a draw gives a class drawn from its softmax scores. Draw i of an image
+        depends on its key and on i alone.
+        """
+        total = torch.zeros(0, dtype=torch.int64)
+        for logits, block, wanted, chance in self._drawn(x, keys, first, last, tick):
+            total = total if len(total) else torch.zeros(len(x), logits.shape[1], dtype=torch.int64, device=x.device)
+            given = logits.argmax(1) if chance is None else picked(logits, chance)
+            total.index_put_((block.repeat_interleave(BLOCK), given), wanted.to(torch.int64), accumulate=True)
+        return total
+
+    def sums(self, x: Tensor, keys: Tensor, first: int, last: int, tick: Callable[[], None] | None = None) -> tuple[Tensor, Tensor]:
+        """(R,K) float64 sums of the scores of draws first..last-1 of every image, and of their squares.
+
+        A score is softmax with aggregate=mean (none of a draw whose logits are no numbers), else 1 for the
+        class that is given.
+        """
+        if self.smoothing.aggregate == "vote":
+            counted = self.counts(x, keys, first, last, tick).double()
+            return counted, counted
+        total = torch.zeros(2, 0, 0)
+        for logits, block, wanted, _ in self._drawn(x, keys, first, last, tick):
+            total = total if total.numel() else torch.zeros(2, len(x), logits.shape[1], dtype=torch.float64, device=x.device)
+            scores = logits.double().softmax(1).nan_to_num(0).mul_(wanted[:, None]).view(-1, BLOCK, logits.shape[1])
+            total[0].index_add_(0, block, scores.sum(1))
+            total[1].index_add_(0, block, scores.square().sum(1))
+        return total[0], total[1]
+
+    def _drawn(
+        self, x: Tensor, keys: Tensor, first: int, last: int, tick: Callable[[], None] | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """Logits (B x BLOCK,K) of draws of the images, batch by batch, with the image (B,) of every block, which draws
+        are wanted (B x BLOCK,) bool, and with aggregate=mean a uniform number for each.
+
+        Blocks of draws come from torch generators seeded by (key, block), which cost what torch.randn
+        costs. Batches are filled across images.
         """
         keep_freed_memory()
         jobs = [(row, block) for row in range(len(x)) for block in range(first // BLOCK, -(-last // BLOCK))]
         together = max(1, ROWS.get(x.device.type, 256) // BLOCK)
-        seeds = keys.tolist()
-        total: Tensor | None = None
+        seeds, how = keys.tolist(), self.smoothing
         noise = torch.empty(together, BLOCK, *x.shape[1:], device=x.device)
-        generator = torch.Generator(x.device)
+        chances = torch.empty(together, BLOCK, device=x.device) if how.aggregate == "mean" else None
+        generator, inside = torch.Generator(x.device), torch.arange(BLOCK, device=x.device)
+        owners, blocks = torch.tensor(jobs, dtype=torch.int64, device=x.device).view(-1, 2).unbind(1)
         with torch.no_grad():
             for at in range(0, len(jobs), together):
                 some = jobs[at : at + together]
                 for place, (row, block) in enumerate(some):
                     generator.manual_seed(_seed(seeds[row], block))
-                    _fill(self.smoothing.noise, noise[place], generator)
-                owner = torch.tensor([row for row, _ in some], device=x.device)
-                images = noise[: len(some)].mul_(self.smoothing.scale).add_(x[owner][:, None]).flatten(0, 1)
-                given = self.plain(images).nan_to_num(-torch.inf)
-                if total is None:
-                    total = torch.zeros(len(x), given.shape[1], dtype=torch.int64, device=x.device)
-                index = torch.tensor([block for _, block in some], device=x.device)[:, None] * BLOCK + torch.arange(BLOCK, device=x.device)
-                wanted = ((index >= first) & (index < last)).flatten().to(torch.int64)
-                total.index_put_((owner.repeat_interleave(BLOCK), given.argmax(1)), wanted, accumulate=True)
+                    _fill(how.noise, noise[place], generator)
+                    if chances is not None:
+                        chances[place].uniform_(generator=generator)
+                owner = owners[at : at + together]
+                images = torch.add(x[owner][:, None], noise[: len(some)], alpha=how.scale).flatten(0, 1)
+                logits = self.plain(images).nan_to_num(-torch.inf)
+                index = blocks[at : at + together, None] * BLOCK + inside
+                wanted = ((index >= first) & (index < last)).flatten()
+                yield logits, owner, wanted, None if chances is None else chances[: len(some)].flatten()
                 if tick is not None:
                     tick()
-        assert total is not None
-        return total
 
 
 def _seed(key: int, block: int) -> int:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import robustkit as rk
 from robustkit import streams
+from robustkit.certify.confidence import lower_confidence
 from robustkit.certify.pixeldp import PixelDP, pixeldp_radius
 from robustkit.certify.renyi import Renyi, renyi_radius
-from robustkit.certify.smoothing import SmoothingCertifier, lower_confidence, radius_of
+from robustkit.certify.smoothing import SmoothingCertifier, radius_of
 from robustkit.classifier import Classifier
 from robustkit.models.smoothed import BLOCK, Smoothing, smooth_options, smoothed
 from robustkit.spec import number
@@ -140,12 +141,24 @@ def test_sampling_ends_where_nothing_is_left_to_decide() -> None:
     verdicts, spent = [], []
     for looks in (1, 3):
         sample = SmoothingCertifier(n=10_000, looks=looks).sample(model, rk.L2("0.2"), 0)
-        radius, _, draws = sample(torch.arange(4), x, y, torch.full((4,), 0.2, dtype=torch.float64), lambda: None)
+        radius, _, draws, *_ = sample(torch.arange(4), x, y, torch.full((4,), 0.2, dtype=torch.float64), lambda: None)
         verdicts.append((radius >= 0.2).tolist())
         spent.append(draws.tolist())
     assert verdicts[0] == verdicts[1] == [False, False, True, True]
-    assert spent[0][0] < 6000 < spent[0][3] == 10_100
+    assert max(spent[0][:2]) < 1000 < spent[0][3] == 10_100, "what is out of reach is given up soon"
     assert spent[1][3] < 2000
+
+
+@pytest.mark.parametrize("looks", [1, 3])
+def test_the_level_holds_at_a_budget_just_out_of_reach(looks: int) -> None:
+    """1500 images whose true radius is a hair below the budget: no more are certified than alpha allows, looks or not."""
+    x, y = images([0.7] * 1500), torch.ones(1500, dtype=torch.int64)
+    model = smoothed(Classifier(Halfspace(), classes=2), Smoothing(number("0.25")))
+    sample = SmoothingCertifier(n=500, n0=10, looks=looks, alpha=number("0.05")).sample(model, rk.L2("0.2"), 0)
+    found, *_ = sample(torch.arange(1500), x, y, torch.full((1500,), 0.2 + 1e-6, dtype=torch.float64), lambda: None)
+    wrong = int((found >= 0.2 + 1e-6).sum())
+    assert binom.sf(wrong - 1, 1500, 0.05) > 1e-3
+    assert wrong > 5, "and the level is made use of"
 
 
 def test_the_engine_keeps_statistical_certificates_apart(tmp_path: Path) -> None:
