@@ -29,6 +29,7 @@ from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import choose, wide
 from robustkit.spec import Spec
 from robustkit.threats import Threat
+from robustkit.threats.norms import limits
 from robustkit.views import ScoreView
 
 if TYPE_CHECKING:
@@ -137,8 +138,7 @@ class NES(Attack):
         start = threat.random(rows.x, rows.eps, rows.key)
         state["p"] = choose(first, threat.zero(rows.x), start)
         if threat.name == "linf":  # the ball and the box are one box, the same in every step
-            far = torch.full_like(rows.x, 2.0)
-            state["low"], state["high"] = (threat.project(rows.x, way, rows.eps) for way in (-far, far))
+            state["low"], state["high"] = limits(rows.x, rows.eps)
         return state
 
     def step(self, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]

@@ -16,10 +16,12 @@ from torch import Tensor
 from robustkit import streams
 from robustkit.attacks import square_bumps
 from robustkit.attacks.losses import margin
+from robustkit.attacks.square_windows import Windows
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import choose, wide
 from robustkit.threats import Threat
+from robustkit.threats.norms import limits
 from robustkit.views import ScoreView
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -43,7 +45,7 @@ class Square(Attack):
     access = "score"
     threats = ("linf", "l2", "l1")
     paper = "Andriushchenko et al. 2020"
-    version = 4
+    version = 5
 
     def __post_init__(self) -> None:
         if self.queries < 2 or self.restarts < 1 or not 0 < self.share <= 1:
@@ -54,42 +56,56 @@ class Square(Attack):
         return self.queries - 1  # the Judge's confirmation is the last query
 
     def init(self, rows: Rows, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
-        start = self._stripes(rows) if threat.name == "linf" else self._bumps(rows, square_bumps.ORDER[threat.name])
+        flat = threat.name == "linf"
+        start = self._stripes(rows) if flat else self._bumps(rows, square_bumps.ORDER[threat.name])
         start = threat.project(rows.x, start, rows.eps)
-        state = {"p": start, "best": start, "loss": torch.full_like(rows.eps, -torch.inf, dtype=torch.float32)}
-        if threat.name == "linf":  # the ball and the box are one box, the same in every step
-            far = torch.full_like(rows.x, 2.0)
-            state["low"], state["high"] = (threat.project(rows.x, way, rows.eps) for way in (-far, far))
-        return state
+        state = {"p": start, "best": start.clone(), "loss": torch.full_like(rows.eps, -torch.inf, dtype=torch.float32)}
+        if not flat:
+            return state
+        corner = torch.zeros(len(rows), 2, dtype=torch.int64, device=rows.x.device)
+        both = torch.cat([limit.flatten(2) for limit in limits(rows.x, rows.eps)], 2)
+        return state | {"limits": both, "corner": corner, "side": torch.ones_like(rows.steps)}
 
     def step(self, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
         p = state["p"]
         loss = margin(view.scores(p), rows.y, rows.target)
         better = loss > state["loss"]
-        best = choose(better, p, state["best"])
-        size = self._side(rows)
+        new = state | {"loss": torch.where(better, loss, state["loss"])}
         keys = streams.child(rows.key, rows.steps + 1)
         if threat.name == "linf":
-            ahead = self._move_linf(rows, best, size, keys).clamp_(state["low"], state["high"])
-        else:
-            inside = square_bumps.into_box if threat.name == "l1" else threat.project
-            ahead = inside(rows.x, self._move_bump(rows, best, size, keys, square_bumps.ORDER[threat.name]), rows.eps)
-        return state | {"p": ahead, "best": best, "loss": torch.where(better, loss, state["loss"])}
+            return new | self._move_window(rows, state, better, keys, view.least)
+        best = choose(better, p, state["best"])
+        inside = square_bumps.into_box if threat.name == "l1" and best.shape[1] == 1 else threat.project
+        ahead = inside(rows.x, self._move_bump(rows, best, keys, square_bumps.ORDER[threat.name], view.least), rows.eps)
+        return new | {"p": ahead, "best": best}
+
+    def _move_window(self, rows: Rows, state: State, better: Tensor, keys: Tensor, least: int) -> State:
+        """Keep or take back the last window of each row, then set another one to its limits, in place: the rest is not touched."""
+        shape, side = rows.x.shape, self._side(rows)
+        p, best = state["p"].flatten(2), state["best"].flatten(2)
+        last = Windows(state["corner"], state["side"], self._widest(rows, least - 1)).places(shape)
+        kept = torch.where(better[:, None, None], p.gather(2, last), best.gather(2, last))
+        p.scatter_(2, last, kept)
+        best.scatter_(2, last, kept)
+        drawn = streams.uniform(keys, (2 + shape[1],))
+        corner = self._corner(rows, side, drawn[:, :2])
+        window = Windows(corner, side, self._widest(rows, least)).places(shape)
+        upper = (drawn[:, 2:, None] < 0.5) * (shape[2] * shape[3])
+        p.scatter_(2, window, state["limits"].gather(2, window + upper))
+        return {"corner": corner, "side": side}
 
     def _side(self, rows: Rows) -> Tensor:
         """(R,) int64 side of each row's next window, from the share that the schedule allows."""
         return _sides(self, *rows.x.shape[2:]).to(rows.steps.device)[rows.steps.clamp(max=self.queries - 1)]
 
-    def _window(self, rows: Rows, side: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A window per row from (R,2) uniform numbers: its mask (R,1,H,W) of 0 and 1, and every pixel's row and column inside it."""
-        height, width = rows.x.shape[2:]
-        reach = 0 if self.published_windows else 1
-        corner = (drawn * (torch.tensor([height, width], device=drawn.device) + reach - side[:, None])).to(torch.int64)
-        top, left = corner.unbind(1)
-        i = torch.arange(height, device=side.device)[None] - top[:, None]
-        j = torch.arange(width, device=side.device)[None] - left[:, None]
-        rows_in, columns_in = (((k >= 0) & (k < side[:, None])).to(drawn.dtype) for k in (i, j))
-        return rows_in[:, None, :, None] * columns_in[:, None, None, :], i, j
+    def _widest(self, rows: Rows, least: int) -> int:
+        """The widest window of rows that have all made at least so many steps."""
+        return int(_sides(self, *rows.x.shape[2:])[min(max(least, 0), self.queries - 1)])
+
+    def _corner(self, rows: Rows, side: Tensor, drawn: Tensor) -> Tensor:
+        """(R,2) row and column at which windows begin, from uniform numbers (R,2)."""
+        room = torch.tensor(rows.x.shape[2:], device=drawn.device) + (0 if self.published_windows else 1)
+        return (drawn * (room - side[:, None])).to(torch.int64)
 
     def _signs(self, rows: Rows, keys: Tensor, count: int = 1) -> Tensor:
         """(R,C,1,count) of -1 or +1."""
@@ -99,27 +115,20 @@ class Square(Attack):
         signs = self._signs(rows, streams.child(rows.key, 0), rows.x.shape[3])
         return (signs * wide(rows.eps, signs).to(signs.dtype)).expand_as(rows.x).contiguous()
 
-    def _move_linf(self, rows: Rows, best: Tensor, side: Tensor, keys: Tensor) -> Tensor:
-        drawn = streams.uniform(keys, (2 + rows.x.shape[1],))
-        inside, _, _ = self._window(rows, side, drawn[:, :2])
-        signs = torch.where(drawn[:, 2:] < 0.5, 1.0, -1.0)[:, :, None, None]
-        return best.lerp(signs * wide(rows.eps, signs).to(signs.dtype), inside)
-
     def _bumps(self, rows: Rows, order: int) -> Tensor:
         signs = self._signs(rows, streams.child(rows.key, 0), square_bumps.TILES**2)[:, :, 0]
         turned = streams.uniform(streams.child(rows.key, -2), (square_bumps.TILES**2,)) < 0.5
-        start = square_bumps.start(rows.x.shape, signs, turned)
+        start = square_bumps.start(rows.x.shape, signs, turned, order)
         return square_bumps.to_norm(start, rows.eps, order) if order == 2 else start
 
-    def _move_bump(self, rows: Rows, best: Tensor, side: Tensor, keys: Tensor, order: int) -> Tensor:
+    def _move_bump(self, rows: Rows, best: Tensor, keys: Tensor, order: int, least: int) -> Tensor:
         most = min(rows.x.shape[2:])
-        side = square_bumps.odd(side, most)
+        widest = int(square_bumps.odd(torch.tensor(self._widest(rows, least)), most))
+        side = square_bumps.odd(self._side(rows), most)
         drawn = streams.uniform(keys, (5 + best.shape[1],))
-        first, i, j = self._window(rows, side, drawn[:, :2])
-        second, _, _ = self._window(rows, side, drawn[:, 2:4])
-        signs = torch.where(drawn[:, 5:] < 0.5, 1.0, -1.0)
-        bump = square_bumps.window_bumps(i, j, side, signs, drawn[:, 4] < 0.5, most, order)
-        return square_bumps.move(best, (first, second), bump, rows.eps, order)
+        first, second = (Windows(self._corner(rows, side, drawn[:, i : i + 2]), side, widest) for i in (0, 2))
+        bump = square_bumps.window_bumps(first, torch.where(drawn[:, 5:] < 0.5, 1.0, -1.0), drawn[:, 4] < 0.5, most, order)
+        return square_bumps.move(best, first, second, bump, rows.eps, order)
 
 
 @cache

@@ -1,10 +1,10 @@
 """Square attack's moves for l2 and l1: a window takes over the norm of another one, in the shape of a bump.
 
 l2: Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049. l1: Croce & Hein 2021,
-https://arxiv.org/abs/2103.01208, the same with sums of absolute values, from a start that is
-projected onto the ball and the box at once. Deliberate deviation for l1: a move already has norm
-eps, so clipping it to the box is its projection, which spares the search for a threshold in every
-query; several channels share what the budget leaves equally, as in l2.
+https://arxiv.org/abs/2103.01208, the same with sums of absolute values and steeper bumps; the start
+and every move are projected onto the ball and the box at once. A move of one channel already has norm
+eps, so that clipping it to the box is its projection, which spares the search for a threshold; with
+several channels a bump is drawn for each as if it were the only one, and the projection keeps the largest values.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from robustkit.attacks.square_windows import Windows
 from robustkit.numerics import float32_below, wide
-from robustkit.threats.norms import HALF_ULP
+from robustkit.threats.norms import HALF_ULP, limits
 
 ORDER = {"l2": 2, "l1": 1}
 TILES = 5
 """Bumps per side of the start."""
+_FALL = {2: 2, 1: 4}
+"""Power of the ring's number that a bump's values fall off with."""
 
 
-def start(shape: torch.Size, signs: Tensor, turned: Tensor) -> Tensor:
+def start(shape: torch.Size, signs: Tensor, turned: Tensor, order: int) -> Tensor:
     """(R,C,H,W) a tiling of bumps of norm 1 with signs (R,C,25), on their side where `turned` (R,25) says so."""
     height, width = shape[2:]
     side = max(1, min(height, width) // TILES)
@@ -30,7 +33,7 @@ def start(shape: torch.Size, signs: Tensor, turned: Tensor) -> Tensor:
     for a in range(TILES):
         for b in range(TILES):
             top, left = (height - side * TILES) // 2 + a * side, (width - side * TILES) // 2 + b * side
-            bump[top : top + side, left : left + side] = _bump(side)
+            bump[top : top + side, left : left + side] = _bump(side, order)
             tile[top : top + side, left : left + side] = a * TILES + b
     at = tile.flatten().to(signs.device)
     spread = signs[:, :, at].view(*signs.shape[:2], height, width)
@@ -54,33 +57,46 @@ def odd(side: Tensor, most: int) -> Tensor:
     return torch.where(side % 2 == 0, side + 1, side).clamp(min=min(3, most), max=most if most % 2 else most - 1)
 
 
-def move(best: Tensor, windows: tuple[Tensor, Tensor], bump: Tensor, eps: Tensor, order: int) -> Tensor:
+def move(best: Tensor, first: Windows, second: Windows, bump: Tensor, eps: Tensor, order: int) -> Tensor:
     """The norm of a second window, and what the budget leaves, goes into a bump in the first.
+
+    Of norm eps in l2; in l1 it may be longer.
 
     Args:
         best: (R,C,H,W) the perturbation so far.
-        windows: two masks (R,1,H,W) of 0 and 1.
-        bump: (R,C,H,W) a signed bump in the first window.
+        first, second: two windows a row.
+        bump: (R,C,W^2) the signed bump's values in the first window.
         eps: (R,) float64 budgets.
     """
-    first, second = windows
-    norm = _norm(best.flatten(1), order)
-    both = _norm((best * torch.maximum(first, second)).flatten(2), order)
-    old = best * first
-    old = old / wide(_norm(old.flatten(2), order) + 1e-12, old)
-    new = (bump + old) * first
-    spare = (eps.to(norm.dtype) ** order - norm**order).clamp(min=0) / best.shape[1]
-    length = (spare[:, None] + both**order) ** (1 / order) / (_norm(new.flatten(2), order) + 1e-12)
-    return to_norm(new * wide(length, new) + best * (1 - first) * (1 - second), eps, order)
+    flat, shape = best.flatten(2), best.shape
+    into, out = first.places(shape), second.places(shape)
+    mine, other = first.once()[:, None], (second.once() * (1 - first.holds(second)))[:, None]
+    old = flat.gather(2, into)
+    inside, outside = _norm(old * mine, order), _norm(flat.gather(2, out) * other, order)
+    both = inside**order + outside**order
+    new = bump + old / (inside + 1e-12)[:, :, None]
+    length = _norm(new * mine, order)
+    norm = _norm(flat.flatten(1), order)
+    spare = (eps.to(norm.dtype) ** order - norm**order).clamp(min=0) / shape[1]
+    grown = (spare[:, None] + both) ** (1 / order) / (length + 1e-12)
+    scale = torch.ones_like(norm)
+    if order == 1:
+        grown = grown * shape[1]
+    else:
+        after = (norm.square() - both.sum(1)).clamp(min=0) + (grown * length).square().sum(1)
+        scale = eps.to(norm.dtype) / (after.sqrt() + 1e-12)
+    moved = flat * scale[:, None, None]
+    moved.scatter_(2, out, 0.0)
+    return moved.scatter_(2, into, new * (grown * scale[:, None])[:, :, None]).view(shape)
 
 
-def window_bumps(i: Tensor, j: Tensor, side: Tensor, signs: Tensor, turned: Tensor, most: int, order: int) -> Tensor:
-    """(R,C,H,W) bumps of norm 1 with signs (R,C), for every pixel's row i (R,H) and column j (R,W) in a window of (R,) side;
-    those that are `turned` (R,) have their halves beside each other instead of one above the other."""
-    table = _table(most, order).to(signs.device)
-    down, across, lying = i.clamp(0, most - 1)[:, :, None], j.clamp(0, most - 1)[:, None, :], turned[:, None, None]
-    found = table[side[:, None, None], torch.where(lying, across, down), torch.where(lying, down, across)]
-    return found[:, None] * signs[:, :, None, None]
+def window_bumps(window: Windows, signs: Tensor, turned: Tensor, most: int, order: int) -> Tensor:
+    """(R,C,W^2) bumps of norm 1 with signs (R,C); those that are `turned` (R,) have their halves beside each other instead of
+    one above the other."""
+    table, at, lying = _table(most, order).to(signs.device), window.along, turned[:, None, None]
+    down, right = at[:, :, None], at[:, None]
+    found = table[window.side[:, None, None], torch.where(lying, right, down), torch.where(lying, down, right)]
+    return found.flatten(1)[:, None] * signs[:, :, None]
 
 
 def to_norm(p: Tensor, eps: Tensor, order: int) -> Tensor:
@@ -89,8 +105,8 @@ def to_norm(p: Tensor, eps: Tensor, order: int) -> Tensor:
 
 
 def into_box(x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
-    """An l1 perturbation of norm eps clipped to the box and rounded inward."""
-    p = torch.minimum(torch.maximum(p, -x), 1 - x)
+    """An l1 perturbation of one channel and norm eps clipped to the box and rounded inward."""
+    p = p.clamp(*limits(x))
     inner = (eps * (1 - 1e-6) - p[0].numel() * HALF_ULP).clamp(min=0)
     scale = (inner / p.flatten(1).abs().sum(1, dtype=torch.float64).clamp(min=1e-30)).clamp(max=1)
     return p * wide(float32_below(scale), p)
@@ -101,25 +117,25 @@ def _norm(values: Tensor, order: int) -> Tensor:
     return found
 
 
-def _pyramid(height: int, width: int) -> Tensor:
-    """Concentric rectangles whose values fall off from the centre, the paper's eta."""
+def _pyramid(height: int, width: int, order: int) -> Tensor:
+    """Concentric rectangles of norm 1 whose values fall off from the centre, the papers' eta: faster in l1."""
     found = torch.zeros(height, width)
     top, left = height // 2, width // 2
     low_i, low_j, high_i, high_j = top, left, top + 1, left + 1
     for ring in range(max(top, left) + 1):
-        found[max(low_i, 0) : min(high_i, height), max(low_j, 0) : min(high_j, width)] += 1.0 / (ring + 1) ** 2
+        found[max(low_i, 0) : min(high_i, height), max(low_j, 0) : min(high_j, width)] += 1.0 / (ring + 1) ** _FALL[order]
         low_i, low_j, high_i, high_j = low_i - 1, low_j - 1, high_i + 1, high_j + 1
-    return found / found.square().sum().sqrt()
+    return found / _norm(found.flatten(), order)
 
 
 @cache
-def _bump(side: int) -> Tensor:
-    """(side, side) positive upper half, negative lower half, of Euclidean norm 1."""
+def _bump(side: int, order: int) -> Tensor:
+    """(side, side) positive upper half, negative lower half, of norm 1."""
     found = torch.zeros(side, side)
     half = side // 2
-    found[:half] = _pyramid(half, side) if half else found[:half]
-    found[half:] = -_pyramid(side - half, side)
-    return found / found.square().sum().sqrt()
+    found[:half] = _pyramid(half, side, order) if half else found[:half]
+    found[half:] = -_pyramid(side - half, side, order)
+    return found / _norm(found.flatten(), order)
 
 
 @cache
@@ -127,5 +143,5 @@ def _table(most: int, order: int) -> Tensor:
     """(most+1, most, most) bumps of every side and norm 1, padded with zeros."""
     table = torch.zeros(most + 1, most, most)
     for side in range(1, most + 1):
-        table[side, :side, :side] = _bump(side) / (1 if order == 2 else _bump(side).abs().sum())
+        table[side, :side, :side] = _bump(side, order)
     return table

@@ -1,25 +1,26 @@
 """Black-box attacks: success against queries, what low frequencies save, and how busy they keep the model.
 
-    python benchmarks/black_box.py [--n 200] [--model zoo:mnist-standard] [--parts success frequencies throughput]
+    python benchmarks/black_box.py [--n 200] [--offset 0] [--model zoo:mnist-standard] [--parts success frequencies throughput]
+    python benchmarks/black_box.py --model FILE --data npz:images.npz --linf 8/255 --l2 1 --parts frequencies
 
-success: NES on MNIST within l_inf 0.3, query-limited (untargeted), with the scores of the likeliest
+success: NES within l_inf 0.3, query-limited (untargeted), with the scores of the likeliest
 class alone and with the class alone (targeted:random), as shares reached within so many queries.
-frequencies: median queries of plain noise over those of low-frequency noise, sample for sample in the
-same run; a sample that is never broken counts as infinitely many. throughput: rows a second of an attack
-that finds nothing over those of the bare forward at the same batch size, taking turns.
+--offset leaves out the first images, on some of which constants were chosen. frequencies: median
+queries of plain noise over those of low-frequency noise, sample for sample in the same run; a sample
+that is never broken counts as infinitely many. throughput: rows a second of an attack that finds
+nothing over those of the bare forward at the same batch size, taking turns.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import options
 import torch
 
 from robustkit import load_data, load_model, registry
@@ -32,16 +33,17 @@ from robustkit.tables import listing
 MARKS = (300, 1000, 3000, 10_000, 30_000, 100_000)
 """Numbers of queries at which the share reached is shown."""
 SUCCESS = (
-    ("nes", "untargeted", "linf:0.3"),
-    ("square", "untargeted", "linf:0.3"),
-    ("nes:mode=partial", "targeted:random", "linf:0.3"),
-    ("nes:mode=label-only", "targeted:random", "linf:0.3"),
+    ("nes", "untargeted"),
+    ("square", "untargeted"),
+    ("nes:mode=partial", "targeted:random"),
+    ("nes:mode=label-only", "targeted:random"),
 )
 PAIRS = (
-    ("nes", "nes:sampler=(low-frequency:1/4)", "untargeted", "linf:0.3"),
-    ("nes", "nes:sampler=(low-frequency:1/4)", "targeted:random", "linf:0.3"),
-    ("boundary:10000", "boundary:10000,sampler=(low-frequency:1/4)", "untargeted", "l2:2"),
-    ("boundary:10000", "boundary:10000,sampler=auto", "untargeted", "l2:2"),
+    ("nes", "nes:sampler=(low-frequency:1/2)", "untargeted", "linf"),
+    ("nes", "nes:sampler=(low-frequency:1/4)", "untargeted", "linf"),
+    ("nes", "nes:sampler=(low-frequency:1/4)", "targeted:random", "linf"),
+    ("boundary:5000", "boundary:5000,sampler=(low-frequency:1/4)", "untargeted", "l2"),
+    ("boundary:5000", "boundary:5000,sampler=auto", "untargeted", "l2"),
 )
 BUSY = ("nes:queries=1200", "nes:queries=1200,sampler=(low-frequency:1/4)", "square:100")
 
@@ -59,10 +61,10 @@ def queries(found: Result) -> torch.Tensor:
     return torch.where(found.success, found.queries.double(), torch.inf)[tried]
 
 
-def success(classifier: Classifier, data: Data, pool: Data) -> list[dict[str, Any]]:
+def success(classifier: Classifier, data: Data, pool: Data, threat: str) -> list[dict[str, Any]]:
     """Shares reached within so many queries."""
     rows = []
-    for spec, goal, threat in SUCCESS:
+    for spec, goal in SUCCESS:
         spent = queries(attacked(spec, goal, threat, classifier, data, pool))
         shares = [float((spent <= mark).double().mean()) for mark in MARKS]
         share = float(torch.isfinite(spent).double().mean())
@@ -72,10 +74,11 @@ def success(classifier: Classifier, data: Data, pool: Data) -> list[dict[str, An
     return rows
 
 
-def frequencies(classifier: Classifier, data: Data, pool: Data) -> list[dict[str, Any]]:
+def frequencies(classifier: Classifier, data: Data, pool: Data, threats: dict[str, str]) -> list[dict[str, Any]]:
     """Median queries of plain over low-frequency noise."""
     rows, known = [], {}
-    for plain, low, goal, threat in PAIRS:
+    for plain, low, goal, norm in PAIRS:
+        threat = threats[norm]
         for spec in (plain, low):
             if (spec, goal, threat) not in known:
                 known[spec, goal, threat] = queries(attacked(spec, goal, threat, classifier, data, pool))
@@ -85,6 +88,7 @@ def frequencies(classifier: Classifier, data: Data, pool: Data) -> list[dict[str
                 "attack": low,
                 "goal": goal,
                 "threat": threat,
+                "n": len(one),
                 "plain": median(one),
                 "low": median(other),
                 "ratio": median(one) / median(other),
@@ -152,6 +156,7 @@ def show(found: dict[str, list[dict[str, Any]]], machine: dict[str, Any]) -> Non
                 r["attack"],
                 r["goal"],
                 r["threat"],
+                str(r["n"]),
                 f"{r['plain']:.0f}",
                 f"{r['low']:.0f}",
                 f"{r['ratio']:.2f}",
@@ -159,7 +164,9 @@ def show(found: dict[str, list[dict[str, Any]]], machine: dict[str, Any]) -> Non
             ]
             for r in found["frequencies"]
         ]
-        listing(f"median queries; {where}", lines, ["attack", "goal", "threat", "plain", "low", "ratio", "success plain", "success low"])
+        listing(
+            f"median queries; {where}", lines, ["attack", "goal", "threat", "n", "plain", "low", "ratio", "success plain", "success low"]
+        )
     if "throughput" in found:
         lines = [
             [r["attack"], str(r["batch"]), f"{r['forward']:.0f}", f"{r['speed']:.0f}", f"{r['ratio']:.2f}"] for r in found["throughput"]
@@ -169,43 +176,45 @@ def show(found: dict[str, list[dict[str, Any]]], machine: dict[str, Any]) -> Non
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; exit code as robustkit's for bad input or missing data."""
-    parser = argparse.ArgumentParser(description="Black-box attacks: success against queries, low frequencies, throughput.")
+    parser = options.parser("Black-box attacks: success against queries, low frequencies, throughput.", clock=True)
     parser.add_argument("--model", default="zoo:mnist-standard", help="the model attacked (default zoo:mnist-standard)")
+    parser.add_argument("--data", default="mnist", help="images without options (default mnist)")
+    parser.add_argument("--pool", help="images that decision-based attacks start from (default mnist:n=1000,split=train, or --data)")
     parser.add_argument("--n", type=int, default=200, help="test images (default 200)")
+    parser.add_argument("--offset", type=int, default=0, help="test images to leave out before them (default 0)")
+    parser.add_argument("--linf", default="0.3", help="budget in l_inf (default 0.3)")
+    parser.add_argument("--l2", default="2", help="budget in l2 (default 2)")
     parser.add_argument("--parts", nargs="+", default=["success", "frequencies", "throughput"], help="what to measure (default all)")
     parser.add_argument("--batch", type=int, nargs="+", default=[192, 768], help="batch sizes of the throughput (default 192 768)")
     parser.add_argument("--repeats", type=int, default=7, help="measured rounds of the throughput (default 7)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default torch's own choice)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--data-root", help="folder of the data sets")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds, for a busy machine; only with --threads 1")
-    chosen = parser.parse_args(arguments)
-    if chosen.cpu_time and chosen.threads != 1:
-        parser.error("--cpu-time counts threads that wait as well: give --threads 1")
+    chosen = options.parse(parser, arguments)
     if unknown := set(chosen.parts) - {"success", "frequencies", "throughput"}:
         parser.error(f"unknown part {', '.join(sorted(unknown))}: known: success, frequencies, throughput")
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
-    clock = time.process_time if chosen.cpu_time else time.perf_counter
+    if chosen.n < 1 or chosen.offset < 0:
+        parser.error(f"--n {chosen.n} --offset {chosen.offset}: expected at least 1 image, and 0 or more left out")
+    clock = options.clock_of(chosen)
     found: dict[str, list[dict[str, Any]]] = {}
     try:
         classifier = load_model(chosen.model, device=chosen.device)
-        data = load_data(f"mnist:n={chosen.n}", chosen.data_root)
-        pool = load_data("mnist:n=1000,split=train", chosen.data_root)
+        head = chosen.data + ("," if ":" in chosen.data else ":")
+        data = load_data(f"{head}n={chosen.offset + chosen.n}", chosen.data_root).subset(slice(chosen.offset, None))
+        pool = load_data(chosen.pool or ("mnist:n=1000,split=train" if chosen.data == "mnist" else chosen.data), chosen.data_root)
+        threats = {"linf": f"linf:{chosen.linf}", "l2": f"l2:{chosen.l2}"}
         if "success" in chosen.parts:
-            found["success"] = success(classifier, data, pool)
+            found["success"] = success(classifier, data, pool, threats["linf"])
         if "frequencies" in chosen.parts:
-            found["frequencies"] = frequencies(classifier, data, pool)
+            found["frequencies"] = frequencies(classifier, data, pool, threats)
         if "throughput" in chosen.parts:
-            many = load_data(f"mnist:n={2 * max(chosen.batch)}", chosen.data_root)
+            many = load_data(f"{head}n={2 * max(chosen.batch)}", chosen.data_root)
             found["throughput"] = [r for batch in chosen.batch for r in throughput(classifier, many, batch, chosen.repeats, clock)]
     except RobustkitError as problem:
         print(f"black_box: {problem}", file=sys.stderr)
         return problem.exit_code
     machine = {"platform": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads(), "device": chosen.device}
     if chosen.json:
-        print(json.dumps({"machine": machine, "model": chosen.model} | found, indent=2))
+        print(json.dumps({"machine": machine, "model": chosen.model, "data": data.spec, "offset": chosen.offset} | found, indent=2))
     else:
         show(found, machine)
     return 0

@@ -10,6 +10,12 @@ instead of logistic regression; its logits are scaled so that the image is as fa
 as it was in the model. As in the paper's hardest setting there is one point of class 1; half the
 points of class 0 lie as far out as 0.95 of the budget allows, so that length alone tells nothing; and
 the threshold lies halfway between the last of them and the point of class 1 (the paper also has 0.999).
+The paper's own choices suit features with more values than points: with 100 values, random points
+solve most of its tasks, and on mnist-cnn-a-adv sound attacks fail half of them.
+
+A failure can be right about a famous attack: PGD-40 from one start finds 59 % of the known examples
+on zoo:mnist-pgd, and breaks 19 of 32 images that one attack or another breaks there. What the last
+layer alone hides (small or squeezed logits) is replaced here and so not seen: other checks look for that.
 """
 
 from __future__ import annotations
@@ -92,7 +98,8 @@ class Binarisation:
         message = f"{names} solves {solved} of {tasks} binary tasks with a known adversarial example, random points {by_chance}"
         message += f"; made of {words}" + (f"; left out: {left_out}" if left_out else "")
         if solved < PASSES * tasks:
-            return "error", message, "the attack misses what is there, so its robust accuracy says little: adapt it to the model"
+            cure = "the attack misses what is there, so its figures say little: add restarts or other attacks, or adapt it to the model"
+            return "error", message, cure
         if by_chance > CHANCE * tasks:
             return "warn", f"{message}; so easy that it tells nothing", "go by the other checks and by black-box attacks (--suite standard)"
         return "pass", message, ""

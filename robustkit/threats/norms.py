@@ -64,19 +64,22 @@ class NormThreat(Threat):
         return input_gradient(values, leaf), values.detach()
 
 
-_LIMITS: MutableMapping[Tensor, tuple[int, Tensor, Tensor, Tensor]] = WeakIdKeyDictionary()
-"""By image tensor: its version, the budgets, and the limits of what may be added to it."""
+_LIMITS: MutableMapping[Tensor, tuple[int, Tensor | None, Tensor, Tensor]] = WeakIdKeyDictionary()
+"""By image tensor: its version, the l_inf budgets, and the limits of what may be added to it."""
 
 
-def _limits(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the most that may be added to each value of x (R,...) within l_inf budgets (R,) and the box.
+def limits(x: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The least and the most that may be added to each value of x (R,...) within the box, and l_inf budgets (R,) if any.
 
     Attacks project onto the same images again and again: the limits are kept as long as the images are.
     """
     held = _LIMITS.get(x)
     if held is None or held[0] != x._version or held[1] is not eps:
-        inner = reach(eps, x)
-        held = (x._version, eps, torch.maximum(-x, -inner), torch.minimum(1 - x, inner))
+        low, high = -x, 1 - x
+        if eps is not None:
+            inner = reach(eps, x)
+            low, high = torch.maximum(low, -inner), torch.minimum(high, inner)
+        held = (x._version, eps, low, high)
         _LIMITS[x] = held
     return held[2], held[3]
 
@@ -91,7 +94,7 @@ class Linf(NormThreat):
         return self.change(x, p).abs().amax(1)
 
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
-        return p.clamp(*_limits(x, eps))
+        return p.clamp(*limits(x, eps))
 
     def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
         return torch.addcmul(p, gradient.sign(), wide(length.to(p.dtype), p))
@@ -117,7 +120,7 @@ class L2(NormThreat):
         return norm
 
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
-        return shortened(torch.minimum(torch.maximum(p, -x), 1 - x), eps)
+        return shortened(p.clamp(*limits(x)), eps)
 
     def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)

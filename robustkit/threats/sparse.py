@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustkit import streams
 from robustkit.numerics import float32_below, wide
-from robustkit.threats.norms import HALF_ULP, NormThreat
+from robustkit.threats.norms import HALF_ULP, NormThreat, limits
 
 _BISECTIONS = 40
 
@@ -79,7 +79,7 @@ class L0(NormThreat):
         return change.flatten(1).sum(1).double()
 
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
-        p = torch.minimum(torch.maximum(p, -x), 1 - x)
+        p = p.clamp(*limits(x))
         weight = p.abs().sum(1).flatten(1)
         rank = weight.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         kept = (rank < eps.floor()[:, None]).view(len(p), 1, *p.shape[2:])

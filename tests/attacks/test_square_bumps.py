@@ -1,0 +1,115 @@
+"""Square's moves for l2 and l1."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustkit.attacks import square_bumps
+from robustkit.attacks.square_windows import Windows
+from robustkit.threats import load_threat
+
+EPS = torch.full((3,), 4.0, dtype=torch.float64)
+
+
+SIDES = torch.tensor([5, 5, 3])
+
+
+def windows() -> tuple[Windows, Windows]:
+    """Two windows a row that overlap, of other sides in other rows."""
+    first, second = (torch.tensor([corner] * 3) for corner in ([1, 2], [3, 4]))
+    return Windows(first, SIDES, 7), Windows(second, SIDES, 7)
+
+
+def masks() -> tuple[Tensor, Tensor]:
+    """The same as masks (3,1,14,14)."""
+    first, second = torch.zeros(2, 3, 1, 14, 14)
+    for row, side in enumerate(SIDES.tolist()):
+        first[row, :, 1 : 1 + side, 2 : 2 + side] = 1
+        second[row, :, 3 : 3 + side, 4 : 4 + side] = 1
+    return first, second
+
+
+def moved(channels: int, order: int) -> tuple[Tensor, Tensor]:
+    """A perturbation of norm eps before and after one move."""
+    best = torch.randn(3, channels, 14, 14, generator=torch.Generator().manual_seed(0))
+    best = square_bumps.to_norm(best, EPS, order)
+    first, second = windows()
+    turned = torch.tensor([False, True, False])
+    bump = square_bumps.window_bumps(first, torch.ones(3, channels), turned, 14, order)
+    return best, square_bumps.move(best, first, second, bump, EPS, order)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_move_is_the_one_of_whole_images(channels: int, order: int) -> None:
+    """The same with masks over whole images, bump by bump."""
+    best, after = moved(channels, order)
+    first, second = masks()
+    bump = torch.zeros_like(best)
+    for row, side in enumerate(SIDES.tolist()):
+        one = square_bumps._bump(side, order)
+        bump[row, :, 1 : 1 + side, 2 : 2 + side] = one.t() if row == 1 else one
+
+    def norm(values: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(values.flatten(2), order, dim=2)[:, :, None, None]
+
+    both = norm(best * torch.maximum(first, second))
+    new = (bump + best * first / norm(best * first)) * first
+    spare = (EPS.float() ** order - best.flatten(1).abs().pow(order).sum(1)).clamp(min=0).view(3, 1, 1, 1) / channels
+    expected = new * (spare + both**order) ** (1 / order) / norm(new) * (channels if order == 1 else 1)
+    expected = expected + best * (1 - first) * (1 - second)
+    expected = square_bumps.to_norm(expected, EPS, order) if order == 2 else expected
+    torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("order", "power"), [(2, 2), (1, 4)])
+def test_bumps_have_norm_one_and_fall_off_as_published(order: int, power: int) -> None:
+    """A ring's own height is 1/k^2 in l2 and 1/k^4 in l1; the halves have opposite signs and equal norms."""
+    for side in (1, 3, 4, 5, 11, 28):
+        bump = square_bumps._bump(side, order)
+        assert float(torch.linalg.vector_norm(bump.flatten(), order)) == pytest.approx(1, abs=1e-5)
+    bump = square_bumps._bump(11, order).double()
+    line = bump[2, 1:6].flip(0)  # from the centre of the upper half (5 rows) outwards
+    assert float((line[0] - line[1]) / (line[1] - line[2])) == pytest.approx(2.0**power, rel=1e-3)
+    assert bool((bump[:5] > 0).all()) and bool((bump[5:] < 0).all())
+    halves = [float(torch.linalg.vector_norm(half.flatten(), order)) for half in (bump[:5], bump[5:])]
+    assert halves[0] == pytest.approx(halves[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_start_is_25_bumps_of_norm_one(order: int) -> None:
+    signs = torch.ones(2, 1, 25)
+    turned = torch.zeros(2, 25, dtype=torch.bool)
+    turned[1] = True
+    start = square_bumps.start(torch.Size((2, 1, 28, 28)), signs, turned, order)
+    assert float(start[0].abs().pow(order).sum()) == pytest.approx(25, rel=1e-5)
+    tile = start[:, 0, 1:6, 1:6]
+    torch.testing.assert_close(tile[0], square_bumps._bump(5, order))
+    torch.testing.assert_close(tile[1], tile[0].t())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_move_carries_the_norm_of_one_window_to_the_other(channels: int, order: int) -> None:
+    best, after = moved(channels, order)
+    first, second = masks()
+    outside = (1 - first) * (1 - second)
+    assert not bool((after * second * (1 - first)).any()), "the second window is emptied"
+    norm = torch.linalg.vector_norm(after.flatten(1), order, dim=1)
+    if order == 2 or channels == 1:
+        torch.testing.assert_close(norm.double(), EPS, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(after * outside, best * outside)
+    else:
+        inside = (best * torch.maximum(first, second)).abs().sum((2, 3))
+        torch.testing.assert_close((after * first).abs().sum((2, 3)), 3 * inside)  # each channel as if it were the only one
+        assert bool((norm > EPS).all())
+
+
+def test_clipping_to_the_box_is_the_projection_of_a_move_of_one_channel() -> None:
+    _, after = moved(1, 1)
+    x = torch.rand(3, 1, 14, 14, generator=torch.Generator().manual_seed(1)).round(decimals=1)
+    clipped, projected = square_bumps.into_box(x, after, EPS), load_threat("l1:4").project(x, after, EPS)
+    torch.testing.assert_close(clipped, projected, atol=2e-5, rtol=1e-4)
+    assert bool(load_threat("l1:4").contains(x, clipped).all())
