@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,9 +43,9 @@ class Dipping(ops.Op):
     bend: float
     """The derivative is extreme at plus and minus this."""
 
+    @abstractmethod
     def derivative(self, x: Tensor) -> Tensor:
         """f'(x)"""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)

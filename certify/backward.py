@@ -13,6 +13,8 @@ logits themselves.
 Intermediate intervals come from interval bounds. Where asked for, those of the neurons that a
 relaxation would gain from (unstable ones) are tightened by backward bounds of their own, node by
 node in order, so that later intervals start from the tightened ones.
+
+With `errors` the bounds are those of the deployed float32 network, rounding included (rounding.py).
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ from torch import Tensor
 
 from robustkit.certify import ops
 from robustkit.certify.adjoint import adjoint
-from robustkit.certify.forms import Form, Groups, add
+from robustkit.certify.forms import Form, Groups, add, dot
 from robustkit.certify.graph import Network
 from robustkit.certify.interval import Interval, interval_of
 from robustkit.certify.region import Region
 from robustkit.certify.relax import Choice, loose
 from robustkit.certify.relaxed import Relaxed, relaxed
+from robustkit.certify.rounding import error_of, input_error, lines_apart, widened
 from robustkit.certify.starts import budget_for, chunk, margin_forms, unit_forms
 
 
@@ -43,11 +46,14 @@ class State:
     """Of every node at the reference point, (N, *shape)."""
     intervals: dict[int, Interval] = field(default_factory=dict)
     """Of every node, valid on the region."""
+    errors: dict[int, Tensor] | None = None
+    """Rounding errors (N, *shape) of the deployed network at every node (rounding.py), None for bounds in real arithmetic."""
 
     def pick(self, where: Tensor) -> State:
         """The samples at positions `where`."""
         intervals = {i: Interval(found.centre[where], found.width[where]) for i, found in self.intervals.items()}
-        return State(self.network, self.region.pick(where), [v[where] for v in self.values], intervals)
+        errors = None if self.errors is None else {i: error[where] for i, error in self.errors.items()}
+        return State(self.network, self.region.pick(where), [v[where] for v in self.values], intervals, errors)
 
     @property
     def nonlinear(self) -> list[int]:
@@ -67,7 +73,8 @@ class State:
         """The relaxation of one node."""
         node = self.network.nodes[number]
         low, high = self.ends(node.inputs[0])
-        return relaxed(node, *(t.unsqueeze(1) for t in (low, high, self.values[node.inputs[0]])), choice=choice)
+        apart = 0.0 if self.errors is None else lines_apart(self.network)
+        return relaxed(node, *(t.unsqueeze(1) for t in (low, high, self.values[node.inputs[0]])), choice=choice, apart=apart)
 
 
 def pull(state: State, form: Form, start: int, groups: Groups, lines: dict[int, Relaxed]) -> Tensor:
@@ -81,6 +88,8 @@ def pull(state: State, form: Form, start: int, groups: Groups, lines: dict[int, 
             continue
         node = network.nodes[number]
         shapes = [network.nodes[i].shape for i in node.inputs]
+        if state.errors is not None:
+            bound = _less(bound, here, state.errors[number], groups)
         if isinstance(node.op, ops.Affine):
             parts = adjoint(node.op, here, shapes, node.shape, groups)
         else:
@@ -91,8 +100,16 @@ def pull(state: State, form: Form, start: int, groups: Groups, lines: dict[int, 
     if 0 in forms:
         least = state.region.least(forms[0], groups)
         bound = least if bound is None else bound + least
+        if state.errors is not None:
+            bound = _less(bound, forms[0], state.errors[0], groups)
     assert bound is not None
     return bound
+
+
+def _less(bound: Tensor | None, form: Form, error: Tensor, groups: Groups) -> Tensor:
+    """A bound less what rounding errors can change the form by."""
+    lost = dot(form.rows(groups).abs(), form.spread(error.unsqueeze(1), groups))
+    return -lost if bound is None else bound - lost
 
 
 def prepare(network: Network, region: Region) -> State:
@@ -114,10 +131,17 @@ def bound_nodes(state: State, tighten: Choice | None, until: int | None = None) 
     balls = {0: state.region.ball}
     lines: dict[int, Relaxed] = {}
     state.intervals[0] = Interval.between(state.region.low, state.region.high)
+    if state.errors is not None:
+        state.errors[0], state.intervals[0] = input_error(network, state.intervals[0], state.region.reach)
     last = len(network.nodes) - 1 if until is None else until
     for number in range(1, last + 1):
         node = network.nodes[number]
-        state.intervals[number], balls[number] = interval_of(node, [state.intervals[i] for i in node.inputs], balls.get(node.inputs[0]))
+        inputs = [state.intervals[i] for i in node.inputs]
+        found, ball = interval_of(node, inputs, balls.get(node.inputs[0]))
+        if state.errors is not None:
+            error = state.errors[number] = error_of(network, number, inputs, found, state.region.reach)
+            found, ball = widened(found, error), None if ball is None else ball.looser(error)
+        state.intervals[number], balls[number] = found, ball
         if tighten is not None and number in nonlinear:
             lines[number] = state.relax_node(number, tighten)
         if tighten is not None and number in wanted:
@@ -162,7 +186,9 @@ def tightened(state: State, number: int, lines: dict[int, Relaxed]) -> None:
         where = unstable(state, number).nonzero()
     if not len(where):
         return
-    found = [pull(state, form, start, groups, lines) for form, start, groups in unit_forms(state.network, state.region.at, number, where)]
+    merged = state.errors is None
+    forms = unit_forms(state.network, state.region.at, number, where, merged=merged)
+    found = [pull(state, form, start, groups, lines) for form, start, groups in forms]
     state.intervals[number] = narrowed(state, number, where, torch.cat(found))
 
 
@@ -195,6 +221,6 @@ def bound_margins(state: State, y: Tensor, others: Tensor, lines: dict[int, Rela
     found = []
     for i in range(0, others.shape[1], step):
         some = others[:, i : i + step]
-        form, start = margin_forms(state.network, y, some, state.region.at)
+        form, start = margin_forms(state.network, y, some, state.region.at, state.errors is None)
         found.append(pull(state, form, start, Groups(some.shape[1], None), lines))
     return margins_at(state, y, others) + torch.cat(found, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class Propagating(Certifier):
     """A certifier whose bound is a function of the network and an input set."""
 
     threats = ("linf", "l2", "l1")
+    folded: ClassVar[bool] = True
+    """Whether scales may be folded into neighbouring operations."""
 
     @abstractmethod
     def margins(self, network: Network, region: Region, y: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ class _Bound:
     def network(self, shape: tuple[int, ...], dtype: torch.dtype) -> Network:
         """The network in the dtype asked for, prepared and checked once."""
         if (shape, dtype) not in self.networks:
-            found = self.graph.network(shape, dtype, copy=True)
+            found = self.graph.network(shape, dtype, copy=True, folded=self.method.folded)
             self.method.check(found)
             self.networks[shape, dtype] = found
         return self.networks[shape, dtype]

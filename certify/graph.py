@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from robustkit.certify import activations, ops, rules, rules_affine, rules_elementwise, rules_shape, transposed  # noqa: F401 - rules register themselves
-from robustkit.certify.fold import fold
+from robustkit.certify.fold import alive, fold
 from robustkit.certify.tracing import ROWS, Recording, fetch, record
 from robustkit.errors import BadInput
 
@@ -88,20 +88,21 @@ class Graph:
         self.std = torch.ones_like(mean) if std is None and mean is not None else std
         self._recordings: dict[tuple[int, ...], Recording] = {}
 
-    def network(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, *, copy: bool = False) -> Network:
+    def network(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, *, copy: bool = False, folded: bool = True) -> Network:
         """The operations for images of `shape` with the module's present weights in `dtype`.
 
         Differentiable with respect to the module's parameters; `copy` takes a snapshot instead
-        that later training does not change. The first call for a shape traces the module.
+        that later training does not change. `folded` says whether scales are folded into their
+        neighbours. The first call for a shape traces the module.
         Raises BadInput for what cannot be traced or has no rule.
         """
         shape = tuple(shape)
         if shape not in self._recordings:
             self._trace(shape)
         if not copy:
-            return self._lower(self._recordings[shape], shape, dtype, copy)
+            return self._lower(self._recordings[shape], shape, dtype, copy, folded)
         with torch.no_grad():
-            return self._lower(self._recordings[shape], shape, dtype, copy)
+            return self._lower(self._recordings[shape], shape, dtype, copy, folded)
 
     def _trace(self, shape: tuple[int, ...]) -> None:
         """Record, then check on the example that the operations compute what the module computes."""
@@ -129,7 +130,7 @@ class Graph:
     def _name(self) -> str:
         return type(self.module).__name__
 
-    def _lower(self, recording: Recording, shape: tuple[int, ...], dtype: torch.dtype, copy: bool) -> Network:
+    def _lower(self, recording: Recording, shape: tuple[int, ...], dtype: torch.dtype, copy: bool, folded: bool = True) -> Network:
         build = Builder(self.module, recording.constants, dtype, copy)
         x = build.start(shape)
         if self.mean is not None and self.std is not None:
@@ -143,7 +144,7 @@ class Graph:
             raise BadInput(
                 f"the model {self._name} returns {type(output).__name__}: expected one tensor of logits that depends on the image"
             )
-        return Network(tuple(fold(build.nodes, output.index)))
+        return Network(tuple(fold(build.nodes, output.index) if folded else alive(build.nodes, output.index)))
 
 
 def _stand(values: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -62,14 +62,22 @@ class Ball(NamedTuple):
     """(1, ...) squared scale of every value."""
     radius: Tensor
     """(N,)"""
+    slack: Tensor | None = None
+    """(N, ...) how far values may lie outside of the image (rounding), None for not at all."""
 
     def through(self, op: Any) -> Ball:
         """The image under an affine operation: centres, and squared row norms."""
-        return Ball(op.forward(self.centre), op.squares(self.squares), self.radius)
+        slack = None if self.slack is None else op.magnitude(self.slack)
+        return Ball(op.forward(self.centre), op.squares(self.squares), self.radius, slack)
+
+    def looser(self, error: Tensor) -> Ball:
+        """The same for values that may be off by `error` (N, ...) more."""
+        return self._replace(slack=error if self.slack is None else self.slack + error)
 
     def reach(self, squares: Tensor) -> Tensor:
         """How far a linear form of these squared norms moves: radius * norm."""
-        return self.radius.view(-1, *[1] * (squares.dim() - 1)) * squares.sqrt()
+        found = self.radius.view(-1, *[1] * (squares.dim() - 1)) * squares.sqrt()
+        return found if self.slack is None else found + self.slack
 
 
 IntervalRule = Callable[[Any, list[Interval], bool], Interval]

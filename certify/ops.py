@@ -145,6 +145,8 @@ class Scale(Affine):
     scale: Tensor
     """Broadcasts against one sample, with a sample's number of dimensions."""
     shift: Tensor
+    parts: Tensor | None = None
+    """Sizes of the numbers that the shift is a sum of, where it is one: rounding errors grow with them."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return torch.addcmul(self.shift, inputs[0], self.scale)

@@ -14,7 +14,7 @@ between steps, and so are samples whose pace would not bring them near a proof.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -129,7 +129,7 @@ class Ascent:
     def bound(self) -> Tensor:
         """(N, S) margins with the present slopes, differentiable in them; narrows the best intervals."""
         state = self.state
-        now = State(state.network, state.region, state.values, dict(state.intervals))
+        now = replace(state, intervals=dict(state.intervals))
         for target, where in self.where.items():
             if len(where):
                 now.intervals[target] = narrowed(now, target, where, self._hidden(now, target, where), through=True)
@@ -142,7 +142,8 @@ class Ascent:
         """(G, 2) backward bounds of the neurons `where` of a node; recomputed in parts for the gradient where they are many."""
         found = []
         step = self.part or len(where)
-        for part, (form, start, groups) in enumerate(unit_forms(now.network, now.region.at, target, where, step)):
+        forms = unit_forms(now.network, now.region.at, target, where, step, now.errors is None)
+        for part, (form, start, groups) in enumerate(forms):
 
             def run(form: Form = form, start: int = start, groups: Groups = groups, part: int = part) -> Tensor:
                 lines = {n: self._relaxed(now, n, target, part, 2) for n in now.nonlinear if n <= target}

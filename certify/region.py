@@ -43,6 +43,11 @@ class Region:
         return Region(x, low, high, norm, torch.nextafter(radius, torch.full_like(radius, torch.inf)))
 
     @property
+    def reach(self) -> Tensor:
+        """(N,) the radius of the ball, 0 for a box."""
+        return self.at.new_zeros(len(self.at)) if self.radius is None else self.radius
+
+    @property
     def ball(self) -> Ball | None:
         """The l_2 ball, for interval bounds."""
         if self.norm != "l2" or self.radius is None:

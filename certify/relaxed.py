@@ -45,11 +45,18 @@ class Elementwise:
         return [form.like(torch.addcmul(negative * more, rows, slope))], constant
 
 
-def relaxed(node: Node, low: Tensor, high: Tensor, at: Tensor, *, choice: Choice) -> Relaxed:
-    """The relaxation of a node whose input lies in [low, high] and is `at` at the reference point, (N, S, *shape)."""
+def relaxed(node: Node, low: Tensor, high: Tensor, at: Tensor, *, choice: Choice, apart: float = 0.0) -> Relaxed:
+    """The relaxation of a node whose input lies in [low, high] and is `at` at the reference point, (N, S, *shape).
+
+    Lines are moved apart by the share `apart` of what they are computed from: more than float64 rounds.
+    """
     if isinstance(node.op, ops.MaxPool):
         return pooled(node.op, low.squeeze(1), high.squeeze(1), at.squeeze(1))
-    return Elementwise.between(lines_for(node, low, high, at, choice))
+    lines = lines_for(node, low, high, at, choice)
+    if apart:
+        slack = apart * (1 + (1 + lines.lower_slope.abs() + lines.upper_slope.abs()) * (low.abs() + high.abs()))
+        lines = lines._replace(lower_gap=lines.lower_gap - slack, upper_gap=lines.upper_gap + slack)
+    return Elementwise.between(lines)
 
 
 def check_relaxations(network: Network) -> None:

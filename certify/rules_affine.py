@@ -76,9 +76,10 @@ def _batch_norm(
     scale = torch.rsqrt(build.cast(var) + eps)
     scale = scale if weight is None else scale * build.cast(weight)
     shift = -build.cast(mean) * scale
+    parts = shift.abs() if bias is None else shift.abs() + build.cast(bias).abs()
     shift = shift if bias is None else shift + build.cast(bias)
     per_channel = (-1, *[1] * (len(x.shape) - 1))
-    return build.add(ops.Scale(scale.view(per_channel), shift.view(per_channel)), x)
+    return build.add(ops.Scale(*(t.view(per_channel) for t in (scale, shift, parts))), x)
 
 
 @operation(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -21,11 +21,13 @@ CACHED = 1 << 23
 """The same on a CPU without gradients: what its cache holds."""
 
 
-def unit_forms(network: Network, like: Tensor, number: int, where: Tensor, step: int | None = None) -> Iterator[tuple[Form, int, Groups]]:
+def unit_forms(
+    network: Network, like: Tensor, number: int, where: Tensor, step: int | None = None, merged: bool = True
+) -> Iterator[tuple[Form, int, Groups]]:
     """Forms plus and minus one value of node `number` for each row (sample, value) of `where`, and the node they are on.
 
-    In parts that the memory budget holds. Through a last convolution or fully connected layer the
-    forms are its own rows, and those of images are windows.
+    In parts that the memory budget holds. Those of images are windows; through a last fully connected
+    layer the forms are its own rows, unless `merged` is False.
     """
     node = network.nodes[number]
     while isinstance(node.op, ops.Reshape):
@@ -37,7 +39,7 @@ def unit_forms(network: Network, like: Tensor, number: int, where: Tensor, step:
         owner, value = where[i : i + step].unbind(1)
         first, last = int(owner[0]), int(owner[-1]) + 1
         groups = Groups(2, owner - first, None, first, last)
-        if isinstance(node.op, ops.Linear) and len(shape) == 1:
+        if merged and isinstance(node.op, ops.Linear) and len(shape) == 1:
             yield Dense(_both(node.op.weight[value])), node.inputs[0], groups
         elif len(shape) == 3:
             area = shape[1] * shape[2]
@@ -63,10 +65,11 @@ def budget_for(like: Tensor) -> int:
     return CACHED if like.device.type == "cpu" and not torch.is_grad_enabled() else BUDGET
 
 
-def margin_forms(network: Network, y: Tensor, others: Tensor, like: Tensor) -> tuple[Dense, int]:
-    """Forms z_y - z_j for the classes j in `others` (N, S), on the node in front of a fully connected last layer or the logits."""
+def margin_forms(network: Network, y: Tensor, others: Tensor, like: Tensor, merged: bool = True) -> tuple[Dense, int]:
+    """Forms z_y - z_j for the classes j in `others` (N, S), on the node in front of a fully connected last layer
+    (unless `merged` is False) or the logits."""
     head, last = network.head, len(network.nodes) - 1
-    if head is not None and len(network.nodes[network.nodes[-1].inputs[0]].shape) == 1:
+    if merged and head is not None and len(network.nodes[network.nodes[-1].inputs[0]].shape) == 1:
         spread = head.weight[y].unsqueeze(1) - head.weight[others]
         return Dense(spread.flatten(0, 1)), network.nodes[-1].inputs[0]
     rows = F.one_hot(y, network.classes).unsqueeze(1) - F.one_hot(others, network.classes)

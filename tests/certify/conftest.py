@@ -177,6 +177,23 @@ def network(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[int, ...]]
     return build(request.param)
 
 
+def _sample(shape: tuple[int, ...], count: int = 4, corners: bool = True) -> Tensor:
+    drawn = torch.rand(count, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    return torch.cat([drawn[: count // 2], drawn[count // 2 :].round()]) if corners else drawn
+
+
+@pytest.fixture
+def sample() -> Callable[..., Tensor]:
+    """(shape, count=4, corners=True) -> the same random float64 images every time, with `corners` half of them in a corner of the box."""
+    return _sample
+
+
+@pytest.fixture
+def full() -> Callable[[int, float], Tensor]:
+    """(count, eps) -> (count,) float64 budgets."""
+    return lambda count, eps: torch.full((count,), eps, dtype=torch.float64)
+
+
 @pytest.fixture
 def make_network() -> Callable[..., Any]:
     """`build`, for tests that want one network by name."""

@@ -24,14 +24,6 @@ Made = tuple[nn.Module, tuple[int, ...]]
 SLACK = 1e-9
 
 
-def full(count: int, eps: float) -> Tensor:
-    return torch.full((count,), eps, dtype=torch.float64)
-
-
-def sample(shape: tuple[int, ...], count: int = 4) -> Tensor:
-    return torch.rand(count, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-
-
 def started(module: nn.Module, x: Tensor, eps: float, norm: str, y: Tensor) -> tuple[Any, Tensor, Tensor]:
     """A state with CROWN's intervals, all other classes, and CROWN's margins."""
     with torch.no_grad():
@@ -43,9 +35,11 @@ def started(module: nn.Module, x: Tensor, eps: float, norm: str, y: Tensor) -> t
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("linf", 0.3), ("l2", 0.4), ("l1", 1.0)])
-def test_sound_and_never_worse_than_the_start(network: Made, norm: str, eps: float, least_found: Callable[..., Tensor]) -> None:
+def test_sound_and_never_worse_than_the_start(
+    network: Made, norm: str, eps: float, least_found: Callable[..., Tensor], sample: Callable[..., Tensor]
+) -> None:
     module, shape = network
-    x = sample(shape)
+    x = sample(shape, corners=False)
     y = module(x).argmax(1)
     state, others, margins = started(module, x, eps, norm, y)
     found = least_found(module, x, eps, norm, y).gather(1, others)
@@ -62,9 +56,11 @@ def test_sound_and_never_worse_than_the_start(network: Made, norm: str, eps: flo
 
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("name", ["relu", "conv", "strides", "residual", "leaky", "sigmoid", "gelu", "functional", "branches"])
-def test_intervals_and_margins_hold_at_points(make_network: Callable[..., Made], name: str, own: bool) -> None:
+def test_intervals_and_margins_hold_at_points(
+    make_network: Callable[..., Made], name: str, own: bool, sample: Callable[..., Tensor]
+) -> None:
     module, shape = make_network(name)
-    x = sample(shape)
+    x = sample(shape, corners=False)
     y = module(x).argmax(1)
     state, others, margins = started(module, x, 0.3, "linf", y)
     ascent = Ascent(state, y, others, torch.full_like(margins, -torch.inf), True, own)
@@ -110,10 +106,12 @@ def test_comes_closer_to_the_exact_minimum(seed: int, exact_minimum: Callable[..
 
 
 @pytest.mark.parametrize("name", ["conv", "residual", "sigmoid"])
-def test_memory_changes_hardly_anything(make_network: Callable[..., Made], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_changes_hardly_anything(
+    make_network: Callable[..., Made], name: str, monkeypatch: pytest.MonkeyPatch, sample: Callable[..., Tensor]
+) -> None:
     """With less memory samples are worked on alone and slopes are shared: other numbers, sound all the same."""
     module, shape = make_network(name)
-    x = sample(shape)
+    x = sample(shape, corners=False)
     y = module(x).argmax(1)
     state, others, margins = started(module, x, 0.3, "linf", y)
     shifted = margins - 5.0 - margins.amax()  # all open
@@ -131,9 +129,9 @@ def test_memory_changes_hardly_anything(make_network: Callable[..., Made], name:
     assert bool((run(1) >= margins.amin(1) - SLACK).all())
 
 
-def test_dropping_changes_no_other_sample(make_network: Callable[..., Made]) -> None:
+def test_dropping_changes_no_other_sample(make_network: Callable[..., Made], sample: Callable[..., Tensor]) -> None:
     module, shape = make_network("strides")
-    x = sample(shape)
+    x = sample(shape, corners=False)
     y = module(x).argmax(1)
     state, others, margins = started(module, x, 0.3, "linf", y)
     opened = margins - 5.0 - margins.amax()
@@ -149,9 +147,11 @@ def test_dropping_changes_no_other_sample(make_network: Callable[..., Made]) -> 
 # ---- bugs must show
 
 
-def test_slopes_outside_of_the_relaxation_are_never_used(make_network: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slopes_outside_of_the_relaxation_are_never_used(
+    make_network: Callable[..., Made], monkeypatch: pytest.MonkeyPatch, sample: Callable[..., Tensor]
+) -> None:
     module, shape = make_network("leaky")
-    x = sample(shape)
+    x = sample(shape, corners=False)
     y = module(x).argmax(1)
     state, others, margins = started(module, x, 0.3, "linf", y)
     ascent = Ascent(state, y, others, margins - 100, True)
@@ -179,10 +179,14 @@ def _unclamped(self: Any, form: Any, inputs: Any, result: Any, groups: Any) -> A
 
 @pytest.mark.parametrize("bug", ["stale intervals", "gap lost", "intervals not negated"])
 def test_bugs_are_caught(
-    bug: str, make_network: Callable[..., Made], least_found: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+    bug: str,
+    make_network: Callable[..., Made],
+    least_found: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    sample: Callable[..., Tensor],
 ) -> None:
     module, shape = make_network("conv")
-    x = sample(shape) * 0.6 + 0.2
+    x = sample(shape, corners=False) * 0.6 + 0.2
     y = module(x).argmax(1)
     state, others, margins = started(module, x, 0.3, "linf", y)
     if bug == "stale intervals":  # of a smaller ball
@@ -234,17 +238,19 @@ def test_fields() -> None:
 
 @pytest.mark.parametrize("threat", [Linf("0.2"), L2("0.4")])
 @pytest.mark.parametrize("method", [AlphaCrown(steps=4), AlphaCrown(steps=4, intermediate="fixed")])
-def test_never_worse_than_crown(network: Made, method: AlphaCrown, threat: Any) -> None:
+def test_never_worse_than_crown(
+    network: Made, method: AlphaCrown, threat: Any, sample: Callable[..., Tensor], full: Callable[..., Tensor]
+) -> None:
     module, shape = network
     classifier = Classifier(module.double())
-    x = sample(shape, 16)
+    x = sample(shape, 16, corners=False)
     y = module(x).argmax(1)
     start = Crown().bind(classifier, threat)(x, y, full(16, float(threat.eps)))
     found = method.bind(classifier, threat)(x, y, full(16, float(threat.eps)))
     assert bool((found >= start - SLACK).all())
 
 
-def test_verifies_more_on_a_real_network(shared_data: Path) -> None:
+def test_verifies_more_on_a_real_network(shared_data: Path, full: Callable[..., Tensor]) -> None:
     """The first 10 MNIST images at 0.3: CROWN proves none, auto_LiRPA's figures say that optimised bounds prove about one in six of 100."""
     classifier = load_model(str(shared_data / "weights" / "mnist-cnn-a-adv.safetensors"))
     x, y = load_data("mnist:n=10", root=shared_data)
@@ -255,10 +261,12 @@ def test_verifies_more_on_a_real_network(shared_data: Path) -> None:
     assert float(whole.mean()) > float(fixed.mean()) + 1 and int((whole > 0).sum()) >= 2
 
 
-def test_what_is_no_number_is_no_proof(make_network: Callable[..., Made]) -> None:
+def test_what_is_no_number_is_no_proof(
+    make_network: Callable[..., Made], sample: Callable[..., Tensor], full: Callable[..., Tensor]
+) -> None:
     module, shape = make_network("conv")
     bound = AlphaCrown(steps=3).bind(Classifier(module.float()), Linf("0.1"))
-    x, y = sample(shape, 16).float(), torch.zeros(16, dtype=torch.int64)
+    x, y = sample(shape, 16, corners=False).float(), torch.zeros(16, dtype=torch.int64)
     broken = x.clone()
     broken[3, 0, 0, 0] = torch.nan
     found, clean = bound(broken, y, full(16, 0.2)), bound(x, y, full(16, 0.2))

@@ -18,15 +18,6 @@ Made = tuple[nn.Module, tuple[int, ...]]
 SLACK = 1e-9
 
 
-def sample(shape: tuple[int, ...], count: int = 4) -> Tensor:
-    drawn = torch.rand(count, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    return torch.cat([drawn[: count // 2], drawn[count // 2 :].round()])  # half of them in a corner of the box
-
-
-def full(count: int, eps: float) -> Tensor:
-    return torch.full((count,), eps, dtype=torch.float64)
-
-
 def margins(module: nn.Module, x: Tensor, eps: float, norm: str, y: Tensor, **options: Any) -> Tensor:
     with torch.no_grad():
         return crown_margins(trace(module), Region.around(x, eps, norm), y, **options)
@@ -36,7 +27,9 @@ def margins(module: nn.Module, x: Tensor, eps: float, norm: str, y: Tensor, **op
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.04), ("linf", 0.4), ("l2", 0.3), ("l1", 0.8)])
-def test_nothing_found_is_below_the_bounds(network: Made, norm: str, eps: float, least_found: Callable[..., Tensor]) -> None:
+def test_nothing_found_is_below_the_bounds(
+    network: Made, norm: str, eps: float, least_found: Callable[..., Tensor], sample: Callable[..., Tensor]
+) -> None:
     module, shape = network
     x = sample(shape)
     y = module(x).argmax(1)
@@ -47,7 +40,7 @@ def test_nothing_found_is_below_the_bounds(network: Made, norm: str, eps: float,
 
 
 @pytest.mark.parametrize("name", ["linear", "two-linear"])
-def test_linear_models_are_bounded_exactly(make_network: Callable[..., Made], name: str) -> None:
+def test_linear_models_are_bounded_exactly(make_network: Callable[..., Made], name: str, sample: Callable[..., Tensor]) -> None:
     module, shape = make_network(name)
     x, y = sample(shape) * 0.5 + 0.25, torch.tensor([0, 1, 2, 3])
     zero = torch.zeros(1, *shape, dtype=torch.float64)
@@ -58,7 +51,7 @@ def test_linear_models_are_bounded_exactly(make_network: Callable[..., Made], na
         torch.testing.assert_close(margins(module, x, 0.1, norm, y), exact.detach(), atol=1e-9, rtol=1e-9)
 
 
-def test_a_point_has_its_margins_as_bounds(network: Made) -> None:
+def test_a_point_has_its_margins_as_bounds(network: Made, sample: Callable[..., Tensor]) -> None:
     module, shape = network
     x, y = sample(shape), torch.zeros(4, dtype=torch.int64)
     logits = module(x).detach()
@@ -104,14 +97,16 @@ def test_one_hidden_layer_comes_close_to_the_exact_minimum(exact_minimum: Callab
 
 @pytest.mark.parametrize("slope", ["zero", "one"])
 @pytest.mark.parametrize("name", ["relu", "conv", "residual", "branches", "norms", "leaky"])
-def test_a_larger_ball_never_has_a_larger_margin_with_fixed_slopes(make_network: Callable[..., Made], name: str, slope: str) -> None:
+def test_a_larger_ball_never_has_a_larger_margin_with_fixed_slopes(
+    make_network: Callable[..., Made], name: str, slope: str, sample: Callable[..., Tensor]
+) -> None:
     module, shape = make_network(name)
     x, y = sample(shape), torch.zeros(4, dtype=torch.int64)
     found = [margins(module, x, eps, "linf", y, slope=slope) for eps in (0.0, 0.01, 0.03, 0.1, 0.2, 0.4)]
     assert all(bool((b <= a + SLACK).all()) for a, b in zip(found, found[1:]))
 
 
-def test_smaller_balls_lie_in_larger_ones(network: Made) -> None:
+def test_smaller_balls_lie_in_larger_ones(network: Made, sample: Callable[..., Tensor]) -> None:
     """The l_1 ball lies in the l_2 ball and that in the l_inf ball; with fixed slopes the bounds say so."""
     module, shape = network
     x, y = sample(shape), torch.zeros(4, dtype=torch.int64)
@@ -119,7 +114,7 @@ def test_smaller_balls_lie_in_larger_ones(network: Made) -> None:
     assert float((found[1] - found[0]).mean()) >= -SLACK and float((found[2] - found[1]).mean()) >= -SLACK
 
 
-def test_intervals_hold_what_neurons_do(network: Made) -> None:
+def test_intervals_hold_what_neurons_do(network: Made, sample: Callable[..., Tensor]) -> None:
     module, shape = network
     x = sample(shape)
     inputs = Region.around(x, 0.15)
@@ -142,7 +137,9 @@ def test_intervals_hold_what_neurons_do(network: Made) -> None:
 
 
 @pytest.mark.parametrize("name", ["conv", "residual", "functional", "pools", "branches", "transposed"])
-def test_memory_changes_nothing(make_network: Callable[..., Made], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_changes_nothing(
+    make_network: Callable[..., Made], name: str, monkeypatch: pytest.MonkeyPatch, sample: Callable[..., Tensor]
+) -> None:
     module, shape = make_network(name)
     x, y = sample(shape), torch.zeros(4, dtype=torch.int64)
     whole = margins(module, x, 0.2, "linf", y)
@@ -154,7 +151,9 @@ def test_memory_changes_nothing(make_network: Callable[..., Made], name: str, mo
     ("name", "slope"), [("norms", "adaptive"), ("residual", "adaptive"), ("strides", "same"), ("functional", "same"), ("gelu", "same")]
 )
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_gradients_agree_with_finite_differences(make_network: Callable[..., Made], name: str, slope: str, norm: str) -> None:
+def test_gradients_agree_with_finite_differences(
+    make_network: Callable[..., Made], name: str, slope: str, norm: str, sample: Callable[..., Tensor]
+) -> None:
     module, shape = make_network(name)
     graph, x, y = trace(module), sample(shape, 3) * 0.8 + 0.1, torch.tensor([0, 1, 2])
     factors = torch.rand(3, graph.network(shape, torch.float64).classes, dtype=torch.float64, generator=torch.Generator().manual_seed(4))

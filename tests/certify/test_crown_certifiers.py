@@ -23,15 +23,6 @@ Made = tuple[nn.Module, tuple[int, ...]]
 SLACK = 1e-9
 
 
-def sample(shape: tuple[int, ...], count: int = 4) -> Tensor:
-    drawn = torch.rand(count, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    return torch.cat([drawn[: count // 2], drawn[count // 2 :].round()])  # half of them in a corner of the box
-
-
-def full(count: int, eps: float) -> Tensor:
-    return torch.full((count,), eps, dtype=torch.float64)
-
-
 def test_are_found_by_name() -> None:
     assert registry.make("certifier", "crown") == Crown() and registry.make("certifier", "crown-ibp:same") == CrownIBP("same")
     assert str(Crown().spec) == "crown:slope=adaptive" and Crown().guarantee == "real-arithmetic"
@@ -48,7 +39,9 @@ def reference(state: Any, number: int, where: Tensor, bounds: Tensor, through: b
     return Interval.between(low.view_as(old.centre), high.view_as(old.centre))
 
 
-def test_bounds_are_those_of_others_on_a_real_network(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounds_are_those_of_others_on_a_real_network(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch, full: Callable[..., Tensor]
+) -> None:
     """Worst margins that auto_LiRPA prints for the first MNIST test images; ours may only be better."""
     classifier = load_model(str(shared_data / "weights" / "mnist-cnn-a-adv.safetensors"))
     x, y = load_data("mnist:n=100", root=shared_data)
@@ -74,7 +67,9 @@ def test_bounds_are_those_of_others_on_a_real_network(shared_data: Path, monkeyp
 
 @pytest.mark.parametrize("method", [Crown(), Crown("same"), CrownIBP()])
 @pytest.mark.parametrize("threat", [Linf("0.1"), L2("0.1"), L1("0.1")])
-def test_never_worse_than_intervals(network: Made, method: CrownIBP, threat: Threat) -> None:
+def test_never_worse_than_intervals(
+    network: Made, method: CrownIBP, threat: Threat, sample: Callable[..., Tensor], full: Callable[..., Tensor]
+) -> None:
     module, shape = network
     classifier = Classifier(module.double())
     x = sample(shape, 16)
@@ -88,7 +83,9 @@ def test_never_worse_than_intervals(network: Made, method: CrownIBP, threat: Thr
 
 @pytest.mark.parametrize("name", ["strides", "relu", "residual"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_neither_batch_nor_place_changes_a_bound(dtype: torch.dtype, name: str, make_network: Callable[..., Made]) -> None:
+def test_neither_batch_nor_place_changes_a_bound(
+    dtype: torch.dtype, name: str, make_network: Callable[..., Made], sample: Callable[..., Tensor]
+) -> None:
     """In float32 to the last bit; in float64, where only proofs near zero are checked again, up to rounding."""
     module, shape = make_network(name)
     bound = Crown().bind(Classifier(module.to(dtype)), Linf("0.1"))
@@ -103,7 +100,9 @@ def test_neither_batch_nor_place_changes_a_bound(dtype: torch.dtype, name: str, 
     torch.testing.assert_close(bound(x[order], y[order], eps[order]), whole[order], atol=close, rtol=close)
 
 
-def test_rows_that_only_fill_a_batch_up_cost_nothing(make_network: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_only_fill_a_batch_up_cost_nothing(
+    make_network: Callable[..., Made], monkeypatch: pytest.MonkeyPatch, sample: Callable[..., Tensor], full: Callable[..., Tensor]
+) -> None:
     module, shape = make_network("relu")
     seen: list[int] = []
     margins = Crown.margins
@@ -115,7 +114,9 @@ def test_rows_that_only_fill_a_batch_up_cost_nothing(make_network: Callable[...,
     assert seen == [8, 8] and torch.equal(filled[:6], whole) and torch.equal(filled[6:], whole[-1:].expand(42))
 
 
-def test_what_is_no_number_is_no_proof(make_network: Callable[..., Made]) -> None:
+def test_what_is_no_number_is_no_proof(
+    make_network: Callable[..., Made], sample: Callable[..., Tensor], full: Callable[..., Tensor]
+) -> None:
     module, shape = make_network("conv")
     classifier = Classifier(module.float())
     x, y = sample(shape, 16).float(), torch.zeros(16, dtype=torch.int64)
@@ -133,7 +134,7 @@ def test_what_is_no_number_is_no_proof(make_network: Callable[..., Made]) -> Non
         assert bool((Crown().bind(classifier, Linf("0.1"))(x, y, full(16, 0.01)) == -torch.inf).all())
 
 
-def test_unknown_operations_are_named_with_their_place() -> None:
+def test_unknown_operations_are_named_with_their_place(full: Callable[..., Tensor]) -> None:
     from robustkit.certify import operation, rules
 
     class Softsign(ops.Monotone):

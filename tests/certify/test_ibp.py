@@ -24,10 +24,6 @@ def images(shape: tuple[int, ...], count: int = 16) -> Tensor:
     return torch.rand(count, *shape, generator=torch.Generator().manual_seed(7))
 
 
-def full(count: int, eps: float) -> Tensor:
-    return torch.full((count,), eps, dtype=torch.float64)
-
-
 def test_is_found_by_name() -> None:
     assert registry.find("certifier", "ibp") is IBP
     assert registry.make("certifier", "ibp") == IBP()
@@ -35,7 +31,9 @@ def test_is_found_by_name() -> None:
 
 
 @pytest.mark.parametrize(("threat", "order"), [(Linf("0.1"), 1), (L2("0.1"), 2)])
-def test_linear_models_are_bounded_exactly(make_network: Callable[..., Made], threat: Threat, order: int) -> None:
+def test_linear_models_are_bounded_exactly(
+    make_network: Callable[..., Made], threat: Threat, order: int, full: Callable[..., Tensor]
+) -> None:
     module, shape = make_network("linear")
     mean, std = [0.2, 0.4], [0.5, 0.25]
     classifier = Classifier(module.float(), mean=mean, std=std)
@@ -66,7 +64,7 @@ def test_no_attack_contradicts_a_proof(network: Made, threat: Threat) -> None:
             assert not bool(PGD(steps=15)(classifier, x[row : row + 1], y[row : row + 1], threat=eps).success.any())
 
 
-def test_float32_and_float64_agree(network: Made) -> None:
+def test_float32_and_float64_agree(network: Made, full: Callable[..., Tensor]) -> None:
     module, shape = network
     bound = IBP().bind(Classifier(module.float()), Linf("0.1"))
     x, y = images(shape), torch.zeros(16, dtype=torch.int64)
@@ -75,7 +73,7 @@ def test_float32_and_float64_agree(network: Made) -> None:
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
 
 
-def test_bounds_are_those_of_others_on_a_real_network(shared_data: Path) -> None:
+def test_bounds_are_those_of_others_on_a_real_network(shared_data: Path, full: Callable[..., Tensor]) -> None:
     """Mean worst margins of auto_LiRPA's IBP on the first 100 MNIST test images."""
     classifier = load_model(str(shared_data / "weights" / "mnist-cnn-a-adv.safetensors"))
     x, y = load_data("mnist:n=100", root=shared_data)
@@ -84,7 +82,7 @@ def test_bounds_are_those_of_others_on_a_real_network(shared_data: Path) -> None
     assert float(bound(x, y, full(100, 0.3)).mean()) == pytest.approx(-72.88, abs=0.01)
 
 
-def test_every_row_has_its_own_budget(make_network: Callable[..., Made]) -> None:
+def test_every_row_has_its_own_budget(make_network: Callable[..., Made], full: Callable[..., Tensor]) -> None:
     module, shape = make_network("conv")
     bound = IBP().bind(Classifier(module.float()), Linf("0.1"))
     x, y = images(shape, 1).expand(16, *shape), torch.zeros(16, dtype=torch.int64)
@@ -94,7 +92,7 @@ def test_every_row_has_its_own_budget(make_network: Callable[..., Made]) -> None
     assert torch.equal(found[:1], bound(x, y, full(16, 0.0))[:1])
 
 
-def test_the_ball_is_bounded_better_than_its_box(make_network: Callable[..., Made]) -> None:
+def test_the_ball_is_bounded_better_than_its_box(make_network: Callable[..., Made], full: Callable[..., Tensor]) -> None:
     module, shape = make_network("conv")
     classifier, x, y = Classifier(module.float()), images(shape), torch.zeros(16, dtype=torch.int64)
     ball = IBP().bind(classifier, L2("0.1"))(x, y, full(16, 0.1))
@@ -125,7 +123,7 @@ def test_blocks_are_multiples_of_sixteen() -> None:
     assert block(1, 3136, torch.float32, "cuda") == 512 and block(9, 1 << 30, torch.float32, "cuda") == 16
 
 
-def test_what_is_no_number_is_no_proof(make_network: Callable[..., Made]) -> None:
+def test_what_is_no_number_is_no_proof(make_network: Callable[..., Made], full: Callable[..., Tensor]) -> None:
     module, shape = make_network("relu")
     classifier = Classifier(module.float())
     x, y = images(shape), torch.zeros(16, dtype=torch.int64)
@@ -141,7 +139,7 @@ def test_what_is_no_number_is_no_proof(make_network: Callable[..., Made]) -> Non
     assert bool((bound(x, y, full(16, -0.1)) == -torch.inf).all())
 
 
-def test_a_bound_is_of_the_weights_it_was_bound_to(make_network: Callable[..., Made]) -> None:
+def test_a_bound_is_of_the_weights_it_was_bound_to(make_network: Callable[..., Made], full: Callable[..., Tensor]) -> None:
     module, shape = make_network("relu")
     bound = IBP().bind(Classifier(module.float(), input_shape=shape), Linf("0.1"))
     x, y = images(shape), torch.zeros(16, dtype=torch.int64)
@@ -152,7 +150,7 @@ def test_a_bound_is_of_the_weights_it_was_bound_to(make_network: Callable[..., M
     assert torch.equal(bound(x, y, full(16, 0.01)), before)
 
 
-def test_bad_input_is_said_when_bound() -> None:
+def test_bad_input_is_said_when_bound(full: Callable[..., Tensor]) -> None:
     mish = nn.Sequential(nn.Flatten(), nn.Mish(), nn.Linear(4, 2))
     with pytest.raises(BadInput, match=r"Mish \(in layer '1'\)"):
         IBP().bind(Classifier(mish, input_shape=(1, 2, 2)), Linf("0.1"))
