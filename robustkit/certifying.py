@@ -56,7 +56,7 @@ def _margin(bound: Bound, x: Tensor, y: Tensor, eps: Tensor) -> Tensor:
 
 
 def largest_radius(
-    bound: Bound, x: Tensor, y: Tensor, low: Tensor, high: Tensor, rounds: int = 12, *, scale: Tensor | None = None
+    bound: Bound, x: Tensor, y: Tensor, low: Tensor, high: Tensor, rounds: int = 12, *, scale: Tensor | None = None, close: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """The largest radius that a search finds a proof for, per sample: valid, not maximal.
 
@@ -67,6 +67,7 @@ def largest_radius(
         low: (R,) float64, tried first; a sample unproven there is given up.
         high: (R,) float64 finite, never tried itself: the smallest known witness, or the whole box.
         rounds: radii tried between them.
+        close: a sample is done where what is left of its bracket is at most this share of its upper end.
     Returns:
         radius (R,) float64, -inf where not even `low` is proven (0 is a radius like any other), and
         the margin (R,) float64 proven there.
@@ -76,8 +77,8 @@ def largest_radius(
     proven, margin = prove(bound, x, y, low, scale=scale)
     best, bad = torch.where(proven, low, -torch.inf), high.clone()
     short = torch.full_like(margin, -torch.inf)  # the margin at `bad`, once it is known
-    alive = proven.nonzero()[:, 0]
     for number in range(rounds):
+        alive = ((best >= 0) & (bad - best > close * bad)).nonzero()[:, 0]
         if not len(alive):
             break
         share = torch.full_like(best[alive], 0.5)
@@ -133,7 +134,7 @@ def certify_images(
         rows, labels, scale = rows[correct], labels[correct], logits[correct].abs().amax(1)
         eps = torch.full(labels.shape, float_below(threat.eps), dtype=torch.float64, device=classifier.device)
         if sampled:
-            found, margin, _ = sampled(correct + start, rows, labels, None if radius else eps, lambda: None)
+            found, margin, *_ = sampled(correct + start, rows, labels, None if radius else eps, lambda: None)
         elif radius:
             high = torch.full_like(eps, float_below(threat.unbounded(shape)))
             found, margin = largest_radius(bound, rows, labels, torch.zeros_like(eps), high, rounds=16, scale=scale)
@@ -142,4 +143,5 @@ def certify_images(
             found = torch.where(proven, eps, -torch.inf)
         where = correct.cpu() + start
         radii[where], margins[where] = found.cpu(), margin.cpu()
-    return Certificate(radii.to(x.device), certifier.guarantee, margins.to(x.device), str(x.dtype).removeprefix("torch."))
+    dtype = certifier.dtype or str(x.dtype).removeprefix("torch.")
+    return Certificate(radii.to(x.device), certifier.guarantee, margins.to(x.device), dtype)

@@ -48,6 +48,8 @@ class Examination:
     batch_size: BatchSize
     tick: Callable[[int], None]
     pool: Callable[[], Data] | None = None
+    attacks: bool = True
+    """Whether to examine the run's attacks."""
 
     def run(self) -> list[Finding]:
         """All findings, in a fixed order."""
@@ -64,7 +66,7 @@ class Examination:
             compare.black_box,
         ]
         findings = []
-        for check in [*always, *of_the_probe, *of_attacks]:
+        for check in [*always, *of_the_probe, *(of_attacks if self.attacks else [])]:
             self.tick(0)
             name = check.__name__.replace("_", " ")
             lacking = ""
@@ -73,6 +75,9 @@ class Examination:
             elif check in of_attacks and not self.used:
                 lacking = "no attack was run"
             findings.append(Finding(check=name, status="skipped", message=lacking, cure="") if lacking else finding(name, check))
+        if not self.attacks and self.used:
+            spared = "the attack only spares the certifiers work: the empirical figure is no test of robustness"
+            findings.append(Finding(check="attacks", status="skipped", message=spared, cure="use robustkit evaluate for that"))
         return findings
 
     @cached_property
@@ -130,9 +135,9 @@ class Examination:
         return "pass", "eval mode", ""
 
     def softmax(self) -> Verdict:
-        logits = self.logits[torch.from_numpy(self.probe.at)]
         if self.judge.classifier.random:
             return "skipped", "of a random model the votes are kept, not the logits", ""
+        logits = self.logits[torch.from_numpy(self.probe.at)]
         sums = (logits.sum(1) - 1).abs().max()
         if bool((logits >= 0).all()) and bool((logits <= 1).all()) and float(sums) < 1e-3:
             return "warn", "the outputs look like probabilities, not logits: gradients may vanish", "return the logits, without softmax"

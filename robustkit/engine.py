@@ -6,45 +6,35 @@ run early, what is finished is stored, the bracket so far is valid, and the same
 
 from __future__ import annotations
 
-import io
 import itertools
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustkit import registry, witnesses
-from robustkit.binarisation import Binarisation
 from robustkit.classifier import Classifier, pick_device
 from robustkit.clock import Clock, seconds
 from robustkit.data import Data, as_data, load_data
-from robustkit.diagnostics import Examination
-from robustkit.driver import BatchSize, auto_batch, check_batch
-from robustkit.errors import BadInput, OutOfTime, RobustkitError, unknown
-from robustkit.evidence import Evidence
+from robustkit.driver import BatchSize, check_batch
+from robustkit.errors import BadInput, unknown
 from robustkit.goals import Goal
 from robustkit.judge import Judge
 from robustkit.memory import keep_freed_memory
-from robustkit.methods import Attack, Certifier, StatisticalCertifier
+from robustkit.methods import Attack, Certifier
 from robustkit.models import load_model
-from robustkit.models.smoothed import Smoothing, smoothed
 from robustkit.models.weights import state_digest
-from robustkit.numerics import margins, padded
-from robustkit.plan import Stage, make_plan, with_surface, without
+from robustkit.plan import Stage, certifiers_of, check_guarantees, make_plan, with_sound, with_surface, without
 from robustkit.pool import pool_of
-from robustkit.probing import Finding
-from robustkit.spec import digest, number_text, parse
-from robustkit.stages import Bench
-from robustkit.store import UNIT, Store, canonical_json, write_atomic
-from robustkit.summary import environment, stage_rows, summarise
+from robustkit.run import Evaluation as Evaluation
+from robustkit.run import Run
+from robustkit.spec import digest, number_text
+from robustkit.store import Store, canonical_json
+from robustkit.suites import has_suite
+from robustkit.summary import environment
 from robustkit.threads import threads_for
 from robustkit.threats import Threat, load_threat
 from robustkit.threats.base import exact
@@ -54,57 +44,6 @@ Budget = str | float | Fraction
 DEFAULT_MODEL = "zoo:digits-ibp"
 DEFAULT_DATA = "digits"
 DEFAULT_THREAT = "linf:0.1"
-
-EXIT = {"complete": 0, "incomplete": 4, "interrupted": 130}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The outcome of a run. `summary()` is the JSON answer, `lower`/`upper` the intervals."""
-
-    folder: Path
-    status: str
-    """complete, incomplete (time limit) or interrupted."""
-    contradicted: tuple[str, ...]
-    """Certifier stages that a judged witness has contradicted; their certificates do not count."""
-    evidence: Evidence
-    _summary: dict[str, Any]
-    _stages: tuple[Stage, ...]
-    _data: Data
-    _threat: Threat
-
-    def summary(self) -> dict[str, Any]:
-        """summary.json as a dictionary."""
-        return dict(self._summary)
-
-    @property
-    def lower(self) -> NDArray[np.float64]:
-        """(N,) largest radius with a deterministic certificate; 0 where only clean, -inf for errors."""
-        return self.evidence.lower
-
-    @property
-    def upper(self) -> NDArray[np.float64]:
-        """(N,) size of the smallest witness; +inf for none, 0 for clean errors."""
-        return self.evidence.upper
-
-    @property
-    def exit_code(self) -> int:
-        return 1 if self.contradicted else EXIT[self.status]
-
-    def witness(self, i: int) -> Tensor:
-        """(C,H,W) the adversarial image of the i-th sample; raises BadInput where there is none."""
-        if not 0 <= i < len(self.evidence) or self.evidence.upper_stage[i] < 0:
-            raise BadInput(f"sample {i} has no witness: choose one of numpy.flatnonzero(evaluation.evidence.upper_stage >= 0)")
-        at = np.array([i])
-        p = witnesses.parameters(Store(self.folder), self._stages, self.evidence, at)
-        return self._threat.apply(self._data.images(torch.from_numpy(at)), p)[0]
-
-    def __repr__(self) -> str:
-        s = self._summary
-        return (
-            f"Evaluation({s['threat']}: certified {s['certified_accuracy']:.3f} <= true <= {s['robust_accuracy']:.3f}, "
-            f"clean {s['clean_accuracy']:.3f}, n={s['data']['n']}, {self.status}, {self.folder})"
-        )
 
 
 def evaluate(
@@ -120,6 +59,7 @@ def evaluate(
     labels: str = "given",
     curve: bool = False,
     certify_radius: bool = False,
+    sound: bool = False,
     check_attack: bool = False,
     adaptive: str = "auto",
     batch_size: BatchSize = "auto",
@@ -144,6 +84,7 @@ def evaluate(
         goal: untargeted, targeted:next or targeted:random.
         labels: given, or predicted (stability of the model's own answers).
         curve: search every correct sample's radius, for accuracies between the budgets.
+        sound: certificates hold for the float32 logits, whatever the order of summation, not only in real arithmetic.
         adaptive: auto uses the adaptive surface that the model declares (and always attacks it as deployed
             too); off only attacks it as deployed.
         check_attack: test the attacks on binary tasks that have a known adversarial example.
@@ -165,6 +106,8 @@ def evaluate(
     threat_ = threat_.at(max(budgets))
     searches = {"curve": curve, "certify_radius": certify_radius}
     stages = make_plan(threat_, budgets, suite=suite, attacks=attacks, certifiers=certifiers, seed=seed, **searches)
+    stages = with_sound(stages) if sound else stages
+    check_guarantees(stages)
     limit = seconds(time_limit)
     images = _data(DEFAULT_DATA if data is None else data, data_root)
     classifier = load_model(DEFAULT_MODEL if model is None else model, device=pick_device(device), allow_code=allow_code)
@@ -172,7 +115,7 @@ def evaluate(
     if (goal == "accepted-error") and not classifier.surface.rejects:
         raise BadInput("goal accepted-error is for models that reject: declare adaptive_surface with rejects=True, or use goal untargeted")
     stages = with_surface(stages, classifier.surface, adaptive == "auto")
-    stages, refused = _fitting(stages, classifier, threat_, images.images(slice(0, 1)), from_suite=attacks is None)
+    stages, refused = _fitting(stages, classifier, threat_, images.images(slice(0, 1)), proving=suite == "certify")
 
     specification = {
         "model": {"spec": _model_name(classifier), "sha256": classifier.sha256 or _weights_digest(classifier)},
@@ -190,41 +133,58 @@ def evaluate(
         extra = {"status": "running", "environment": environment(classifier.device), "command": command}
         store.bind(specification, extra)
         pool, clock = cache(lambda: pool_of(images, data_root)), Clock(limit, progress)
-        run = _Run(classifier, images, threat_, goal_, labels, budgets, stages, seed, batch_size, store, clock, pool)
-        run.specification, run.extra, run.refused = specification, extra, refused
-        run.check_attack = check_attack
-        return run.work(report)
+        judge = Judge(classifier, threat_, goal_)
+        subject = (judge, images, labels, budgets, stages, seed, batch_size, store, clock, pool)
+        return Run(*subject, specification, extra, refused, suite == "certify", check_attack).work(report)
 
 
-def certify(model: Any = None, data: Any = None, threat: Any = None, *, method: str | Sequence[str] = "ibp", **options: Any) -> Evaluation:
-    """Certify only: the lower end of the bracket. Options as in evaluate; `curve=True` searches radii."""
-    methods = [method] if isinstance(method, str) else list(method)
-    radius = options.pop("curve", False)
-    model = _smoothed(model, methods, options)
-    return evaluate(model, data, threat, attacks=["none"], certifiers=methods, certify_radius=radius, **options)
+CASCADE = "cascade"
+"""The method that stands for the suite `certify`."""
 
 
-def _smoothed(model: Any, methods: Sequence[str], options: dict[str, Any]) -> Any:
-    """The model, smoothed where the method says by how much: `smoothing:sigma=0.25` certifies smooth:(MODEL),sigma=0.25."""
-    named = [parse(m) for m in methods if isinstance(m, str) and parse(m).name in ("smoothing", "pixeldp", "renyi")]
-    if not named:
-        return model
-    made = registry.make("certifier", methods[0] if len(methods) == 1 else str(named[0]))
-    sigma: Any = getattr(made, "sigma", None)
-    noise: Any = getattr(made, "noise", "") or "gaussian"
-    if sigma is None:
-        return model
+def certify(
+    model: Any = None,
+    data: Any = None,
+    threat: Any = None,
+    *,
+    method: str | Certifier | Sequence[str | Certifier] = CASCADE,
+    **options: Any,
+) -> Evaluation:
+    """Certify: the lower end of the bracket. Options as in evaluate; `curve=True` searches radii.
+
+    `cascade` is the suite certify: an attack, then ever dearer certifiers on what is still open; for a
+    model that names a certifier of its own (a smoothed one), that certifier. A certifier that says how
+    much to smooth (`smoothing:sigma=0.25`) certifies smooth:(MODEL),sigma=0.25.
+    """
+    given: list[str | Certifier] = [method] if isinstance(method, (str, Certifier)) else list(method)
+    if CASCADE in given and len(given) > 1:
+        raise BadInput(f"method {CASCADE} stands for all deterministic certifiers: name it alone, or name others without it")
+    methods = certifiers_of([] if given == [CASCADE] else given)
+    if not methods and given != [CASCADE]:
+        raise BadInput(f"no method is named: leave it out for {CASCADE}, or name one (see: robustkit list certifiers)")
     where = {"device": pick_device(options.get("device", "auto")), "allow_code": options.get("allow_code", False)}
-    base = load_model(DEFAULT_MODEL if model is None else model, **where)
-    return base if base.random else smoothed(base, Smoothing(sigma, noise))
+    classifier = load_model(DEFAULT_MODEL if model is None else model, **where)
+    if classifier.was_training:
+        raise BadInput("the model is in train mode, where batch norm and dropout compute something else: call model.eval() first")
+    own = getattr(classifier.module, "certifier", None)
+    if given == [CASCADE] and own is not None:
+        methods = certifiers_of([own])
+    for one in methods:
+        classifier = one.subject(classifier)
+    if not methods and not has_suite("certify", load_threat(threat if threat is not None else DEFAULT_THREAT)):
+        raise BadInput(f"no certifier works for threat {threat}: they know linf, l2 and l1")
+    radius = options.pop("curve", False)
+    plan = {"attacks": ["none"], "certifiers": methods} if methods else {"curve": radius}
+    return evaluate(classifier, data, threat, suite="certify", certify_radius=radius, **plan, **options)
 
 
 def _fitting(
-    stages: list[Stage], classifier: Classifier, threat: Threat, x: Tensor, *, from_suite: bool
+    stages: list[Stage], classifier: Classifier, threat: Threat, x: Tensor, *, proving: bool
 ) -> tuple[list[Stage], dict[str, str]]:
     """The stages that can work on this model, tried on one image x, and why others of a suite cannot.
 
-    What the user asked for by name has to fit: its BadInput is raised here, before the work begins.
+    What the user asked for by name has to fit: its BadInput is raised here, before the work begins; so
+    is one where a certifier is asked for (`proving`) and none of the suite fits.
     """
     refused: dict[str, str] = {}
     for stage in stages:
@@ -234,201 +194,16 @@ def _fitting(
         try:
             if isinstance(method, Attack):
                 method.attempts(classifier.classes or 0)
-            elif isinstance(method, StatisticalCertifier):
-                method.sample(classifier, threat, 0)
             else:
-                method.bind(classifier, threat)(x, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64))
+                method.fits(classifier, threat, x)
         except BadInput as problem:
-            if not (from_suite if isinstance(method, Attack) else stage.on_trial):
+            if not stage.optional:
                 raise
             refused[stage.label] = str(problem)
-    return without(stages, lambda s: s.label in refused), refused
-
-
-class _Run:
-    """The state of one run while it works."""
-
-    specification: dict[str, Any]
-    extra: dict[str, Any]
-    refused: dict[str, str]
-    check_attack: bool
-
-    def __init__(
-        self,
-        classifier: Classifier,
-        data: Data,
-        threat: Threat,
-        goal: Goal,
-        labels: str,
-        budgets: list[Fraction],
-        stages: list[Stage],
-        seed: int,
-        batch_size: BatchSize,
-        store: Store,
-        clock: Clock,
-        pool: Callable[[], Data],
-    ) -> None:
-        self.judge = Judge(classifier, threat, goal)
-        self.data, self.labels, self.budgets, self.stages, self.seed = data, labels, budgets, stages, seed
-        self.batch_size, self.store, self.clock, self.pool = batch_size, store, clock, pool
-        self.history: dict[int, tuple[float, float]] = {}
-        self.findings: list[Finding] = []
-
-    def work(self, report: bool) -> Evaluation:
-        """Clean pass, stages, checks, answer; ends with a stored summary unless nothing can be stored."""
-        try:
-            return self._work(report)
-        except OSError as problem:
-            saved = "everything finished is saved, and the same command goes on"
-            raise RobustkitError(f"{self.store.folder} cannot be written ({problem}): make room; {saved}") from problem
-
-    def _work(self, report: bool) -> Evaluation:
-        status, failure = "complete", None
-        self.bench: Bench | None = None
-        try:
-            self._clean()
-            for stage in self.stages:
-                self._stage(stage)
-            self._again()
-            self._examine()
-        except OutOfTime:
-            status = "incomplete"
-        except KeyboardInterrupt:
-            status = "interrupted"
-        except RobustkitError:
-            self._status("failed")
-            raise
-        except Exception as problem:
-            status, failure = "failed", problem
-        if self.bench is None:
-            self._status(status)
-            if status == "interrupted":
-                raise KeyboardInterrupt
-            why = f"{type(failure).__name__}: {failure}" if failure else "the time limit was reached before the clean pass ended"
-            raise (RobustkitError if failure else OutOfTime)(f"{why}; the same command goes on") from failure
-        evaluation = self._finish(status if failure is None else "incomplete", report)
-        if failure is not None:
-            self._status("failed")
-            saved = f"everything finished is saved in {self.store.folder}, and the same command resumes"
-            raise RobustkitError(f"a stage failed ({type(failure).__name__}: {failure}); {saved}") from failure
-        return evaluation
-
-    def _clean(self) -> None:
-        """The shared clean check: logits of every sample, exact verdicts."""
-        classifier, data = self.judge.classifier, self.data
-        rows = auto_batch(data.shape, classifier.device) if self.batch_size == "auto" else padded(self.batch_size)
-        parts: list[Tensor] = []
-        good: list[Tensor] = []
-        with self.clock.stage("clean", len(data)):
-            for number in range(-(-len(data) // UNIT)):
-                held = self.store.read_unit("00-clean", number)
-                where = slice(number * UNIT, min(len(data), (number + 1) * UNIT))
-                if held is None:
-                    self.clock.tick(0)
-                    x, y = data.images(where).to(classifier.device), data.y[where].to(classifier.device)
-                    logits = torch.cat([self.judge.logits(x[i : i + rows]) for i in range(0, len(x), rows)])
-                    y = logits.argmax(1) if self.labels == "predicted" else y
-                    right = self.judge.correct(x, y, logits)
-                    held = {"logits": logits.cpu().numpy(), "correct": right.cpu().numpy().astype(np.uint8)}
-                    self.store.write_unit("00-clean", number, held)
-                parts.append(torch.from_numpy(held["logits"]))
-                good.append(torch.from_numpy(held["correct"]).bool())
-                self.clock.tick(where.stop - where.start)
-        logits, correct = torch.cat(parts), torch.cat(good)
-        predicted = logits.nan_to_num(-torch.inf).argmax(1)
-        label = predicted if self.labels == "predicted" else data.y
-        targets = self.judge.goal.targets(label, data.index, logits.shape[1], self.seed)
-        if self.judge.goal.targeted:
-            correct = correct & (predicted != targets)
-        confidence = logits.double().softmax(1).gather(1, label[:, None])[:, 0]
-        margin = -margins(logits, label).double()
-        evidence = Evidence(data.index.numpy(), label.numpy(), predicted.numpy(), confidence.numpy(), margin.numpy(), correct.numpy())
-        self.bench = Bench(self.judge, data, evidence, self.store, self.clock, self.seed, self.batch_size, logits, targets, self.pool)
-
-    def _stage(self, stage: Stage) -> None:
-        assert self.bench is not None
-        self.bench.run(stage, self.stages)
-        self.bench.evidence.contradicted()
-        evidence = self.bench.evidence
-        self.history[stage.number] = (evidence.robust_accuracy(stage.eps), evidence.certified_accuracy(stage.eps))
-
-    def _again(self) -> None:
-        """What contradicted certificates had settled no attack has seen: the attacks take it now."""
-        assert self.bench is not None
-        if self.bench.evidence.suspect:
-            for stage in [s for s in self.stages if s.kind == "attack" and s.mode == "settle"]:
-                self.stages.append(replace(stage, number=len(self.stages) + 1))
-                self._stage(self.stages[-1])
-
-    def _examine(self) -> None:
-        """The honesty checks, and on request the test of the attacks themselves; each is done once a run."""
-        assert self.bench is not None
-        bench = self.bench
-        subject = (self.judge, self.data, bench.evidence, bench.logits, bench.targets, self.stages)
-        examination = Examination(*subject, self.seed, self.batch_size, self.clock.tick, self.pool)
-        held = self.store.read_json("diagnostics.json")
-        if held is None:
-            with self.clock.stage("honesty checks", 1):
-                held = examination.run()
-            self.store.write_json("diagnostics.json", held)
-        tested = self.store.read_json("check-attack.json")
-        if tested is None and self.check_attack:
-            with self.clock.stage("binary tasks", 1):
-                tested = Binarisation(examination.probe, examination.used).run()
-            self.store.write_json("check-attack.json", tested)
-        self.findings = held + ([tested] if tested is not None else [])
-
-    def _finish(self, status: str, report: bool) -> Evaluation:
-        """Read the answer off the evidence and store it."""
-        assert self.bench is not None
-        evidence, store, judge = self.bench.evidence, self.store, self.judge
-        bad = evidence.contradicted()
-        names = tuple(f"{s.number:02d} {s.name}" for s in self.stages if s.number in bad)
-        diagnostics = list(self.findings)
-        for label, why in self.refused.items():
-            diagnostics.append({"check": label, "status": "skipped", "message": why, "cure": ""})
-        if names:
-            message = f"a verified witness lies inside a certified ball of: {', '.join(names)}; these certificates do not count"
-            cure = "report this: the certifier or its use is wrong"
-            diagnostics.append({"check": "contradiction", "status": "error", "message": message, "cure": cure})
-        shown = [s for s in self.stages if s.mode != "probe" or bool((evidence.upper_stage == s.number).any())]
-        classifier = judge.classifier
-        share = witnesses.eight_bit_share(store, self.stages, evidence, self.data, judge, self.bench.targets)
-        surface = {"surface": f"declared: {classifier.surface}"} if not classifier.surface.plain else {}
-        model = self.specification["model"] | {"parameters": classifier.parameters} | surface
-        data: dict[str, Any] = {"spec": self.data.spec, "sha256": self.data.sha256, "n": len(self.data), "digest": self.data.digest}
-        data |= {"class_names": list(self.data.class_names)} | ({"note": self.data.note} if self.data.note else {})
-        summary = summarise(
-            evidence,
-            self.budgets,
-            model=model,
-            data=data,
-            threat=str(judge.threat.spec),
-            goal=judge.goal.name,
-            labels=self.labels,
-            seed=self.seed,
-            stages=stage_rows(shown, self.bench.tallies, self.history),
-            diagnostics=diagnostics,
-            eight_bit=share,
-            environment=self.extra["environment"],
-            run=str(store.folder),
-        )
-        columns = evidence.columns()
-        columns["lower_stage"] = np.where(columns["lower_stage"] > 0, columns["lower_stage"] - 1, -1)  # type: ignore[operator]
-        columns["upper_stage"] = np.where(columns["upper_stage"] > 0, columns["upper_stage"] - 1, -1)  # type: ignore[operator]
-        _save_columns(store, columns)
-        witnesses.write_witnesses(store, self.stages, evidence, self.data, judge.threat)
-        witnesses.write_gallery(store, self.stages, evidence, self.data, judge.threat)
-        store.write_json("summary.json", summary)
-        self._status(status)
-        if report:
-            from robustkit.report import write_report
-
-            write_report([store.folder], store.path("report.html"))
-        return Evaluation(store.folder, status, names, evidence, summary, tuple(self.stages), self.data, judge.threat)
-
-    def _status(self, status: str) -> None:
-        self.store.bind(self.specification, self.extra | {"status": status})
+    kept = without(stages, lambda s: s.label in refused)
+    if proving and not any(isinstance(stage.method, Certifier) for stage in kept):
+        raise BadInput(f"no certifier works here: {next(why for label, why in refused.items() if label.startswith('certifier'))}")
+    return kept, refused
 
 
 def _budgets(eps: Budget | Sequence[Budget] | None, threat: Threat) -> list[Fraction]:
@@ -478,9 +253,3 @@ def _folder_name(specification: dict[str, Any]) -> str:
     parts = [specification["model"]["spec"], specification["data"]["spec"].partition(":")[0], specification["threat"]]
     slug = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", Path(part).name).strip("-") for part in parts)
     return f"{slug[:80]}-{digest(canonical_json(specification), 8)}"
-
-
-def _save_columns(store: Store, columns: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **columns)
-    write_atomic(store.path("samples.npz"), buffer.getvalue())

@@ -12,20 +12,12 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from robustkit.guarantees import guarantee_class
 from robustkit.numerics import float_below
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-
-CLASSES = ("deterministic", "statistical", "conditional")
-"""Guarantee classes, never mixed in one number."""
-
-
-def guarantee_class(guarantee: str) -> str:
-    """The class of a guarantee such as real-arithmetic or statistical(0.001)."""
-    head = guarantee.partition("(")[0]
-    return head if head in CLASSES else "deterministic"
 
 
 @dataclass
@@ -44,6 +36,8 @@ class Evidence:
     radius_covered: Bools = field(init=False)
     proofs: dict[int, tuple[str, Floats]] = field(default_factory=dict)
     """Stage -> (guarantee class, radius proven per sample)."""
+    stricter: dict[int, Floats] = field(default_factory=dict)
+    """Statistical stage -> (N,L) radii proven with half, a quarter, ... of its probability to err."""
     suspect: set[int] = field(default_factory=set)
     """Stages whose certificates a judged witness has contradicted."""
 
@@ -65,10 +59,13 @@ class Evidence:
         self.upper_stage[where] = stage
         self.adversarial_class[where] = predicted[better]
 
-    def proved(self, at: Ints, radius: Floats, guarantee: str, stage: int) -> None:
-        """Closed balls of the given radii proven free of errors at positions `at`."""
+    def proved(self, at: Ints, radius: Floats, guarantee: str, stage: int, stricter: Floats | None = None) -> None:
+        """Closed balls of the given radii proven free of errors at positions `at`; `stricter` (M,L) as the field."""
         _, held = self.proofs.setdefault(stage, (guarantee_class(guarantee), np.full(len(self), -np.inf)))
         np.maximum.at(held, at, radius)
+        if stricter is not None:
+            less = self.stricter.setdefault(stage, np.full((len(self), stricter.shape[1]), -np.inf))
+            less[at] = np.maximum(less[at], stricter)
 
     def contradicted(self) -> list[int]:
         """Stages with a certificate at or above a judged witness; their certificates leave `lower`.

@@ -194,10 +194,15 @@ class Attack(Method):
         return attack_images(self, model, x, y, threat=threat, **options)
 
 
+_RANDOM = "smoothed models have certifiers of their own, such as --method smoothing"
+
+
 class Certifier(Method):
     """A proof that no error lies within a ball."""
 
     guarantee: ClassVar[str] = "real-arithmetic"
+    dtype: ClassVar[str] = ""
+    """Arithmetic of the bound, "" for that of the images."""
     cost: ClassVar[float] = 3.0
     """Forward-equivalents a sample, on a small network."""
 
@@ -212,6 +217,16 @@ class Certifier(Method):
         The bound computes in the dtype of x, so that float64 rechecks use the same code.
         """
 
+    def fits(self, classifier: Classifier, threat: Threat, x: Tensor) -> None:
+        """Raises BadInput where it cannot work on this model and family, tried on one image x (1,C,H,W)."""
+        if classifier.random:
+            raise BadInput(f"{self.name} proves what a deterministic model does, the model {classifier.spec} is random: {_RANDOM}")
+        self.bind(classifier, threat)(x, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64))
+
+    def subject(self, classifier: Classifier) -> Classifier:
+        """The classifier that its certificates are about: the one given, or that one smoothed."""
+        return classifier
+
     def __call__(self, model: Any, x: Tensor, y: Tensor, *, threat: Threat | str, **options: Any) -> Certificate:
         """Certify images x (N,C,H,W) with labels y (N,) at the threat's budget."""
         from robustkit.certifying import certify_images
@@ -220,19 +235,23 @@ class Certifier(Method):
 
 
 class StatisticalCertifier(Certifier):
-    """A certifier that samples, and whose certificates hold with a stated probability."""
+    """A certifier that samples, and whose certificates hold with a stated probability: `guarantee` is statistical(alpha)."""
 
     @abstractmethod
-    def sample(self, classifier: Classifier, threat: Threat, seed: int) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    def sample(self, classifier: Classifier, threat: Threat, seed: int) -> Callable[..., tuple[Tensor, ...]]:
         """Prepare for one model and family; raises BadInput.
 
         The result maps (dataset indices (R,), x (R,C,H,W), y (R,), budgets (R,) float64 or None, tick)
-        to (radius (R,) float64, -inf where nothing is proven; margin (R,); rows sent forward (R,)).
+        to (radius (R,) float64, -inf where nothing is proven; margin (R,); rows sent forward (R,)), and
+        where it can tell, the radii (R,L) float64 that the same draws prove but for alpha/2, alpha/4, ...
         With budgets it may end as soon as they are proven or out of reach.
         """
 
     def bind(self, classifier: Classifier, threat: Threat) -> Bound:
         raise BadInput(f"{self.name} samples: it has no bound to bind")
+
+    def fits(self, classifier: Classifier, threat: Threat, x: Tensor) -> None:
+        self.sample(classifier, threat, 0)
 
 
 def with_fields(method: Any, **changes: Any) -> Any:

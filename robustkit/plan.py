@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ import torch
 from robustkit import registry, streams
 from robustkit.errors import BadInput
 from robustkit.evidence import Evidence, Ints
-from robustkit.methods import Attack, Certifier, Method
+from robustkit.guarantees import guarantee_class
+from robustkit.methods import Attack, Certifier, Method, StatisticalCertifier
 from robustkit.numerics import float_below
 from robustkit.spec import number_text
 from robustkit.suites import has_suite
@@ -49,6 +50,8 @@ class Stage:
     eps: Fraction
     on_trial: bool = False
     """A suite's certifier goes on after the trial only while it pays."""
+    optional: bool = False
+    """It comes from a suite, which leaves out what cannot work on the model."""
     seed: int = 0
     """Draws the samples of a probe."""
     gradients: Literal["", "surrogate", "deployed"] = ""
@@ -110,7 +113,9 @@ def make_plan(
     Explicit attacks replace the suite's attacks, explicit certifiers its certifiers; `["none"]`
     means none. With `curve` (or `certify_radius`, for certifiers alone) radius stages over all
     correct samples follow: of the suite's searcher, of every minimum-norm attack that was named (its
-    only stage), else of the first attack named. Where there are certifiers, a probe of what they certified comes last.
+    only stage), else of the first attack named. In a suite without trials, where certifiers are the
+    point, they search behind the attack, whose witnesses they start from. A certifier that samples has
+    one stage, its radii settle every budget. Where there are certifiers, a probe of what they certified comes last.
     """
     chosen = find_suite(suite, threat) if attacks is None or has_suite(suite, threat) else None
     provers = _methods("certifier", certifiers if certifiers is not None else chosen.certifiers if chosen else ())
@@ -121,20 +126,44 @@ def make_plan(
         searchers = [method for method in seekers if isinstance(method, Attack) and method.minimum_norm] or seekers[:1]
         if chosen and attacks is None:
             searchers = [registry.make("attack", chosen.radius)]
+    from_suite = {"attack": attacks is None, "certifier": certifiers is None}
     stages: list[Stage] = []
+
+    def add(method: Attack | Certifier, mode: Literal["settle", "radius", "probe"], eps: Fraction, **more: Any) -> None:
+        kind = "attack" if isinstance(method, Attack) else "certifier"
+        stages.append(Stage(len(stages) + 1, method, mode, eps, optional=from_suite[kind] and mode != "probe", **more))
+
     for method in [*provers, *seekers[:1], *later, *seekers[1:]]:
         method.accepts(threat)
         if method in searchers and isinstance(method, Attack) and method.minimum_norm:
             continue  # its one run over all samples, below, settles every budget
-        trial = certifiers is None and isinstance(method, Certifier)
-        stages += [Stage(len(stages) + 1 + i, method, "settle", eps, trial) for i, eps in enumerate(sorted(budgets))]
-    top = max(budgets)
-    if curve or certify_radius:
-        stages += [Stage(len(stages) + 1 + i, method, "radius", top) for i, method in enumerate(provers)]
-    stages += [Stage(len(stages) + 1 + i, method, "radius", top) for i, method in enumerate(searchers)]
+        if isinstance(method, StatisticalCertifier) and (curve or certify_radius):
+            continue
+        trial = certifiers is None and isinstance(method, Certifier) and (chosen is None or chosen.trial)
+        for eps in sorted(budgets):
+            add(method, "settle", eps, on_trial=trial)
+    top, proving_last = max(budgets), bool(chosen and not chosen.trial)
+    radii = [*provers, *(later if proving_last else [])] if curve or certify_radius else []
+    for method in [*searchers, *radii] if proving_last else [*radii, *searchers]:
+        add(method, "radius", top)
     if provers or later:
-        stages.append(Stage(len(stages) + 1, registry.make("attack", PROBING), "probe", top, seed=seed))
+        add(registry.make("attack", PROBING), "probe", top, seed=seed)
     return stages
+
+
+def with_sound(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages with floating-point certificates in place of those in real arithmetic."""
+    sound = registry.find("certifier", "sound")
+    proves = [isinstance(s.method, Certifier) and not isinstance(s.method, sound) for s in stages]
+    return [replace(s, method=sound(s.method)) if proof else s for s, proof in zip(stages, proves)]
+
+
+def check_guarantees(stages: Sequence[Stage]) -> None:
+    """Raises BadInput where certificates in real arithmetic and in floating point would end in one number."""
+    provers = [s.method for s in stages if isinstance(s.method, Certifier) and guarantee_class(s.method.guarantee) == "deterministic"]
+    if len({prover.guarantee for prover in provers}) > 1:
+        listed = ", ".join(dict.fromkeys(f"{prover.spec} ({prover.guarantee})" for prover in provers))
+        raise BadInput(f"certificates of different kinds never share a number: {listed}; use --sound for all of them, or one kind a run")
 
 
 def with_surface(stages: Sequence[Stage], surface: Surface, adaptive: bool) -> list[Stage]:
@@ -158,6 +187,11 @@ def without(stages: Sequence[Stage], refused: Callable[[Stage], bool]) -> list[S
     """The stages that are not refused, numbered anew."""
     kept = [stage for stage in stages if not refused(stage)]
     return [replace(stage, number=i + 1) for i, stage in enumerate(kept)]
+
+
+def certifiers_of(given: Sequence[str | Certifier]) -> list[Certifier]:
+    """What specifications or certifiers stand for. Raises BadInput."""
+    return [one for one in _methods("certifier", given) if isinstance(one, Certifier)]
 
 
 def _methods(kind: str, given: str | Method | Sequence[str | Method]) -> list[Attack | Certifier]:

@@ -27,6 +27,9 @@ from robustkit.store import UNIT, Arrays, Store
 BLOCK = 8
 """Units that a radius search on an accelerator works on together."""
 
+CLOSE = 1 / 256
+"""A search for a proven radius ends where what is left of the bracket is at most this share of its upper end."""
+
 CHECKPOINT = 300.0
 """Seconds after which unfinished units are stored as far as they are."""
 
@@ -169,7 +172,7 @@ class Bench:
                     proven, margin = prove(bound, x, y, budget, scale=scale)
                     radius, passes = torch.where(proven, budget, -torch.inf), 1
                 else:
-                    radius, margin = largest_radius(bound, x, y, low.clamp(max=most), high.clamp(max=most), scale=scale)
+                    radius, margin = largest_radius(bound, x, y, low.clamp(max=most), high.clamp(max=most), scale=scale, close=CLOSE)
                     passes = 12
             except RuntimeError as problem:
                 if not out_of_memory(problem) or rows <= PAD:
@@ -190,8 +193,9 @@ class Bench:
             x = self.data.images(torch.from_numpy(at)).to(classifier.device)
             y, index = torch.from_numpy(self.evidence.label[at]).to(x.device), torch.from_numpy(self.evidence.index[at])
             budget = torch.full((len(at),), float_below(stage.eps), dtype=torch.float64) if stage.mode == "settle" else None
-            radius, margin, draws = sample(index, x, y, budget, lambda: self.clock.tick(0))
+            radius, margin, draws, *stricter = sample(index, x, y, budget, lambda: self.clock.tick(0))
             columns = {"radius": radius.numpy(), "margin": margin.numpy(), "queries": draws.numpy()}
+            columns |= {"stricter": stricter[0].numpy()} if stricter else {}
             writer.add({"position": at, **columns, "gradients": np.zeros(len(at), dtype=np.int64), "seconds": np.zeros(1)})
             self.clock.tick(len(at))
 
@@ -205,7 +209,7 @@ class Bench:
                 self.evidence.radius_covered[at] = True
         else:
             assert isinstance(stage.method, Certifier)
-            self.evidence.proved(at, unit["radius"], stage.method.guarantee, stage.number)
+            self.evidence.proved(at, unit["radius"], stage.method.guarantee, stage.number, unit.get("stricter"))
         tally.seconds += float(unit["seconds"][0])
         tally.forwards += int(unit["queries"].sum())
         tally.queries += int(unit["queries"].sum()) if stage.kind == "attack" else 0
@@ -245,7 +249,7 @@ class _UnitWriter:
         number = found["position"] // UNIT
         for one in np.unique(number).tolist():
             mine = number == one
-            part = {name: column[mine] for name, column in found.items() if len(column) == len(mine) and name not in _OTHERWISE}
+            part = {name: column[mine] for name, column in found.items() if name not in _OTHERWISE}
             if "parameters" in found:
                 part["parameters"] = found["parameters"][mine[found["success"].astype(bool)]]
             self.parts.setdefault(one, []).append(part | {"seconds": found["seconds"]})

@@ -18,6 +18,8 @@ class Suite:
     about: str
     later: tuple[str, ...] = ()
     """Certifiers that run behind the first attack, because they cost more than it does."""
+    trial: bool = True
+    """Whether certifiers go on after a trial only while they pay, as where attacks come behind them."""
 
 
 _NORMS = ("linf", "l2")
@@ -61,6 +63,24 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
             ("pgd:steps=40,restarts=10", "pgd:steps=40,restarts=10,loss=margin", "stadv:steps=300", "adef:steps=50"),
             "pgd:steps=40",
             "PGD on the flow field with two losses, many restarts, then the smooth flows of stAdv and ADef",
+        ),
+    },
+    "certify": {
+        _NORMS: Suite(
+            (),
+            ("pgd:steps=20",),
+            "pgd:steps=40",
+            "the cascade: a quick attack, then ever tighter and dearer certifiers, each on what is still open",
+            later=("ibp", "crown-ibp", "crown", "alpha-crown"),
+            trial=False,
+        ),
+        ("l1",): Suite(
+            (),
+            ("pgd:steps=20",),
+            "pgd:steps=40",
+            "the cascade: a quick attack, then ever tighter and dearer certifiers, each on what is still open",
+            later=("crown-ibp", "crown", "alpha-crown"),
+            trial=False,
         ),
     },
     "rand": {

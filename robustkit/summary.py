@@ -13,6 +13,9 @@ from scipy.stats import binomtest
 
 import robustkit
 from robustkit.evidence import Evidence
+from robustkit.guarantees import CLASSES, guarantee_class
+from robustkit.methods import Certifier
+from robustkit.numerics import float_below
 from robustkit.plan import Stage
 from robustkit.spec import number_text
 from robustkit.stages import Tally
@@ -71,8 +74,11 @@ def curve(evidence: Evidence, budgets: Sequence[Fraction]) -> list[dict[str, flo
     ]
 
 
-def stage_rows(stages: Sequence[Stage], tallies: dict[int, Tally], history: dict[int, tuple[float, float]]) -> list[dict[str, Any]]:
-    """One row per stage that has begun; accuracies are cumulative, at the stage's own budget."""
+def stage_rows(
+    stages: Sequence[Stage], tallies: dict[int, Tally], history: dict[int, tuple[float, float]], evidence: Evidence
+) -> list[dict[str, Any]]:
+    """One row per stage that has begun; accuracies are cumulative, at the stage's own budget, `proven` counts
+    what a certifier alone has proven there."""
     rows = []
     for stage in stages:
         if stage.number not in tallies:
@@ -97,7 +103,19 @@ def stage_rows(stages: Sequence[Stage], tallies: dict[int, Tally], history: dict
                 "note": tally.note,
             }
         )
+        if isinstance(stage.method, Certifier):
+            _, radii = evidence.proofs.get(stage.number, ("", np.full(len(evidence), -np.inf)))
+            held = stage.number not in evidence.suspect
+            rows[-1] |= {"guarantee": stage.method.guarantee, "proven": int((radii >= float_below(stage.eps)).sum()) if held else 0}
     return rows
+
+
+def certified_radius(evidence: Evidence, stages: Sequence[Stage]) -> dict[str, dict[str, float]]:
+    """Mean and median over all samples of the radii that were searched, by guarantee class; 0 where nothing is
+    proven (the mean is the ACR of Zhai et al. 2020). Empty where no certifier searched."""
+    searched = {guarantee_class(s.method.guarantee) for s in stages if s.mode == "radius" and isinstance(s.method, Certifier)}
+    radii = {kind: np.maximum(evidence.lower_of(kind)[0], 0) for kind in CLASSES if kind in searched}
+    return {kind: {"mean": float(found.mean()), "median": float(np.median(found))} for kind, found in radii.items()}
 
 
 def summarise(
@@ -115,6 +133,8 @@ def summarise(
     eight_bit: float | None,
     environment: dict[str, Any],
     run: str,
+    simultaneous: dict[str, Any] | None = None,
+    radius: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """summary.json. Accuracies without a budget are at the largest one asked for."""
     top = accuracies(evidence, max(budgets))
@@ -132,6 +152,8 @@ def summarise(
         **top,
         "interval95": {name: interval(top[name], count) for name in names},
         "population95": [interval(top["certified_accuracy"], count)[0], interval(top["robust_accuracy"], count)[1]],
+        **({"simultaneous": simultaneous} if simultaneous else {}),
+        **({"certified_radius": radius} if radius else {}),
         "curve": curve(evidence, budgets),
         "eight_bit": eight_bit,
         "stages": stages,

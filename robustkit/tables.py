@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from robustkit.guarantees import CLASSES
 from robustkit.report.palette import STATES, TERMINAL
 from robustkit.report.wording import (
     SPACE,
@@ -24,9 +25,12 @@ from robustkit.report.wording import (
     duration,
     extra_guarantees,
     guarantee,
+    milliseconds,
     model_title,
     percent,
     plural,
+    proofs,
+    radii,
     short,
     sorted_diagnostics,
     stage_labels,
@@ -56,10 +60,11 @@ def terminal(file: TextIO | None = None) -> Console:
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
-def bracket_table(summary: Mapping[str, Any], console: Console | None = None) -> None:
+def bracket_table(summary: Mapping[str, Any], console: Console | None = None, *, certifiers: bool = False) -> None:
     """Print the answer of a run: headline, budgets, stages, diagnostics that are not `pass`.
 
-    `summary` has the keys of summary.json. Prints to stdout unless a console is given.
+    `summary` has the keys of summary.json. Prints to stdout unless a console is given. `certifiers`
+    adds a table of what each certifier was given and has proven, by class of guarantee.
     """
     console = console or terminal()
     plain = not _unicode(console)
@@ -83,6 +88,9 @@ def bracket_table(summary: Mapping[str, Any], console: Console | None = None) ->
     if summary["stages"]:
         console.print()
         console.print(_widest(console, [_stages(summary, n, console, count) for count in range(len(_COSTS), 3, -1)]))
+    if certifiers and proofs(summary):
+        console.print()
+        console.print(_proofs(summary, console))
     _diagnostics(summary, console)
 
 
@@ -129,7 +137,8 @@ def _headline(summary: Mapping[str, Any], budget: str, n: int, at_most: str, col
     answer.append(percent(summary["robust_accuracy"], n), style=f"bold {colours['broken']}")
     answer.append(f" empirical (clean {percent(summary['clean_accuracy'], n)})")
     told = [about, answer, Text(guarantee(summary), style="dim")]
-    return told + [Text(f"Beside the bracket: {text}.", style="dim") for text in extra_guarantees(summary, n)]
+    told += [Text(f"Beside the bracket: {text}.", style="dim") for text in extra_guarantees(summary, n)]
+    return told + [Text(f"{text[0].upper()}{text[1:]}.", style="dim") for text in radii(summary)]
 
 
 def _shares(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -242,6 +251,22 @@ def _stages(summary: Mapping[str, Any], n: int, console: Console, count: int) ->
         colour = _colours(console)["certified" if stage["kind"] == "certifier" else "broken"]
         first = [_fit(Text(label, style=f"bold {colour}"), console)] + [Text(str(stage.get("eps", "")))] * budgets
         table.add_row(*first, *(Text(_spaced(cells[name])) for name in shown))
+    return table
+
+
+def _proofs(summary: Mapping[str, Any], console: Console) -> Table:
+    table = _table(1)
+    rows = proofs(summary)
+    table.add_column("certifier", overflow="fold", max_width=24)
+    budgets = len({row.eps for row in rows}) > 1
+    for name in [*(["eps"] if budgets else []), "given", *CLASSES, "each"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("guarantee", no_wrap=True)
+    for row in rows:
+        counts = ["-" if count is None else f"{count:,}" for count in row.proven.values()]
+        cells = [*([row.eps] if budgets else []), f"{row.given:,}", *counts, milliseconds(row.each)]
+        first = _fit(Text(row.label, style=f"bold {_colours(console)['certified']}"), console)
+        table.add_row(first, *(Text(_spaced(cell)) for cell in cells), _fit(Text(row.guarantee), console))
     return table
 
 

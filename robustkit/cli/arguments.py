@@ -43,7 +43,7 @@ def parser() -> Parser:
 
     one = _command(commands, "certify", "prove a lower end of the bracket")
     _subject(one)
-    one.add_argument("--method", action="append", metavar="SPEC", help="certifier (default ibp); repeatable")
+    one.add_argument("--method", action="append", metavar="SPEC", help="certifier; repeatable (default cascade: all, see suite certify)")
     one.add_argument("--curve", action="store_true", help="search every sample's largest proven radius")
     one.add_argument("--fail-under", type=_share, metavar="SHARE", help="exit 1 when certified accuracy is below this share")
 
@@ -103,6 +103,7 @@ def _subject(one: Parser) -> None:
     one.add_argument("--time-limit", metavar="TIME", help="for example 30m or 2h; ends with a valid bracket, exit code 4")
     one.add_argument("--allow-code", action="store_true", help="allow model files whose loaders can run code")
     one.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    one.add_argument("--sound", action="store_true", help="certificates that also hold for float32 rounding, in any order of summation")
     _shared(one)
 
 

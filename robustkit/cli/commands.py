@@ -21,7 +21,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from robustkit.engine import evaluate as run
 
     options = {"suite": args.suite, "attacks": args.attack, "certifiers": args.certifier, "goal": args.goal, "labels": args.labels}
-    options |= {"curve": args.curve, "check_attack": args.check_attack, "adaptive": args.adaptive}
+    options |= {"curve": args.curve, "check_attack": args.check_attack, "adaptive": args.adaptive, "sound": args.sound}
     return _answer(args, run(args.model, args.data, args.threat, **options, **_options(args)), "robust_accuracy")
 
 
@@ -29,8 +29,9 @@ def certify(args: argparse.Namespace) -> int:
     """Certify, print the bracket, apply the gate."""
     from robustkit.engine import certify as run
 
-    methods = args.method or ["ibp"]
-    return _answer(args, run(args.model, args.data, args.threat, method=methods, curve=args.curve, **_options(args)), "certified_accuracy")
+    methods = args.method or "cascade"
+    found = run(args.model, args.data, args.threat, method=methods, curve=args.curve, sound=args.sound, **_options(args))
+    return _answer(args, found, "certified_accuracy", certifiers=True)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -55,14 +56,14 @@ def _whole(text: str) -> int | str:
         return text
 
 
-def _answer(args: argparse.Namespace, evaluation: Any, gate: str) -> int:
+def _answer(args: argparse.Namespace, evaluation: Any, gate: str, *, certifiers: bool = False) -> int:
     from robustkit.tables import bracket_table, terminal
 
     summary = evaluation.summary()
     if args.json:
         print(json.dumps(summary, indent=1, allow_nan=False))
     else:
-        bracket_table(summary)
+        bracket_table(summary, certifiers=certifiers)
         terminal().print(f"\nreport      {evaluation.folder / 'report.html'}\nrun folder  {evaluation.folder}")
     if evaluation.status != "complete":
         print(f"robustkit: {evaluation.status}: the bracket so far is valid; the same command goes on", file=sys.stderr)
@@ -146,7 +147,7 @@ def show(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(summary, indent=1))
         else:
-            bracket_table(summary)
+            bracket_table(summary, certifiers=True)
         return 0
     title, columns, rows = describe(args.what, args.threat)
     if args.json:

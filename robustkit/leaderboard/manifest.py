@@ -37,7 +37,7 @@ _FORM: Mapping[str, Any] = {
 _STAGE = {
     "name": str, "spec": str, "kind": str, "eps": str, "received": int, "settled": int, "robust_accuracy": (float, type(None)),
     "certified_accuracy": (float, type(None)), "seconds": float, "forwards": int, "backwards": int, "queries": int, "complete": bool,
-    "note": str,
+    "note": str, "guarantee?": str, "proven?": int,
 }  # fmt: skip
 _SHARES = ("clean_accuracy", "robust_accuracy", "certified_accuracy", "open", "certified_statistical", "certified_conditional")
 _INTERVALS = {name: [float] for name in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
@@ -60,6 +60,8 @@ SUMMARY: Mapping[str, Any] = {
     "environment": {},
     "run": str,
 }
+UNCHECKED = ("simultaneous", "certified_radius")
+"""What a summary may say besides, and nothing of a submission bears out: it is left out."""
 RUN: Mapping[str, Any] = {
     "schema_version": int,
     "digest": str,
@@ -185,6 +187,7 @@ class Entry:
 def checked_summary(found: dict[str, Any], where: str) -> dict[str, Any]:
     """The summary itself; raises BadInput unless it has the documented form and its shares are shares."""
     check(found, SUMMARY, where)
+    found = {key: value for key, value in found.items() if key not in UNCHECKED}
     if found["schema_version"] != 1:
         raise BadInput(f"{where} has schema_version {found['schema_version']}: this robustkit reads 1")
     shares = [

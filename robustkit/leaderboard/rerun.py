@@ -21,7 +21,7 @@ from robustkit.leaderboard.challenge import apply
 from robustkit.leaderboard.challenges import best_known
 from robustkit.leaderboard.manifest import Entry
 from robustkit.leaderboard.subject import Subject, load_subject
-from robustkit.methods import Attack, Certifier, StatisticalCertifier
+from robustkit.methods import Attack, Certifier
 from robustkit.numerics import float_below
 from robustkit.spec import number
 from robustkit.store import Store
@@ -143,10 +143,7 @@ def _certifiers(entry: Entry, subject: Subject) -> list[str | Certifier]:
         try:
             method = registry.make("certifier", spec)
             assert isinstance(method, Certifier)
-            if isinstance(method, StatisticalCertifier):
-                method.sample(subject.classifier, subject.judge.threat, 0)
-            else:
-                method.bind(subject.classifier, subject.judge.threat)
+            method.fits(subject.classifier, subject.judge.threat, subject.images(np.zeros(1, dtype=np.int64)))
         except RobustkitError:
             continue
         found.append(method)

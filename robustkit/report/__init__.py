@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from robustkit.errors import BadInput
@@ -26,18 +26,33 @@ def write_report(runs: Sequence[Path], html: Path) -> Path:
 
     if not runs:
         raise BadInput("a report needs at least one run folder: robustkit report RUN [RUN ...] --html report.html")
-    html = Path(html)
     text = render([load_run(Path(run)) for run in runs])
-    partial = html.with_name(f".{html.name}.{os.getpid()}.partial")
+    return _replaced(Path(html), lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_pictures(run: Path) -> list[Path]:
+    """Draw curve.png and curve.svg into a run folder: what is certified and what is left of the attacks, by budget."""
+    from robustkit.report.canvas import house_style
+    from robustkit.report.figures import write_curve
+    from robustkit.report.runs import load_run
+
+    loaded = load_run(Path(run))
+    with house_style():
+        return [_replaced(Path(run) / f"curve{kind}", lambda partial: write_curve(loaded, partial)) for kind in (".png", ".svg")]
+
+
+def _replaced(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file whole or not at all; `write` is given the place of a part of it, which has its suffix."""
+    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, html)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        os.replace(partial, path)
     except OSError as problem:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise BadInput(f"cannot write {html} ({problem.strerror}): choose a file in a folder you may write to") from problem
-    return html
+        raise BadInput(f"cannot write {path} ({problem.strerror}): choose a file in a folder you may write to") from problem
+    return path
 
 
-__all__ = ["write_report"]
+__all__ = ["write_pictures", "write_report"]

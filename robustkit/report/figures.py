@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from robustkit.report.canvas import NARROW, WIDE, Size, axes, svg
 from robustkit.report.palette import LIGHT, MARKERS, RUNS_LIGHT
 from robustkit.report.runs import Run, accuracy_at, finite_max
-from robustkit.report.wording import percent
+from robustkit.report.wording import model_title, percent, plural
 
 Values = NDArray[np.float64]
 _GRID = 600
@@ -38,11 +41,29 @@ class Curve:
     clean: float
 
 
+_LINES = {
+    "lower_statistical": ("certified statistically, each image", (0, (6, 2, 1, 2))),
+    "lower_simultaneous": ("certified statistically, all at once", (0, (1, 1.2))),
+    "lower_conditional": ("certified conditionally", (0, (2, 2))),
+}
+"""Certified lines beside the bracket: column -> what it is called, its dashes."""
+
+
+def beside(run: Run) -> list[str]:
+    """The columns of certified radii that are drawn beside the bracket."""
+    return [column for column in _LINES if column in run.columns and bool((run.columns[column] > 0).any())]
+
+
+def deterministic(run: Run) -> bool:
+    """Whether the deterministic line is drawn: not where nothing is below it but other classes of guarantee."""
+    return bool((run.columns["lower"] > 0).any()) or not beside(run)
+
+
 def reach(run: Run) -> float:
-    """Where the x axis ends: where the robust curve is at 0, or the largest budget or witness known."""
+    """Where the x axis ends: where the robust curve is at 0, or the largest budget, witness or proven radius known."""
     budget, upper = run.budget[1], run.columns["upper"]
     if not run.exact_curve:
-        return budget or 1.0
+        return max(budget, *(finite_max(run.columns[column]) for column in ("lower", *beside(run)))) or 1.0
     zero = finite_max(upper)
     if np.isinf(upper).any():
         return max(budget, zero) or 1.0
@@ -66,7 +87,7 @@ def trace(run: Run, end: float) -> Curve:
         np.array([clean, *(float(told[eps]["robust_accuracy"]) for eps in known)]),
         np.array([clean, *(float(told[eps]["certified_accuracy"]) for eps in known)]),
     )
-    jumps = np.unique(np.concatenate([upper, lower, points[0]]))
+    jumps = np.unique(np.concatenate([upper, lower, points[0], *(run.columns[column] for column in beside(run))]))
     jumps = jumps[(jumps > 0) & (jumps < end)]
     if len(jumps) > _GRID:
         jumps = np.unique(np.concatenate([np.linspace(0, end, _GRID)[1:-1], points[0][points[0] > 0]]))
@@ -97,19 +118,60 @@ def _curve_alt(run: Run, found: Curve) -> str:
 
 
 def _curve(run: Run, found: Curve, end: float, size: Size, name: str, alt: str) -> Markup:
+    return svg(_drawn(run, found, end, size), name, alt)
+
+
+def write_curve(run: Run, path: Path) -> None:
+    """The same picture as a file of its own, PNG or SVG by the suffix, with a title and a legend inside."""
+    end = reach(run)
+    found = trace(run, end)
+    attacked = any(stage["kind"] == "attack" for stage in run.summary["stages"])
+    empirical = "empirical: no attack succeeded" if attacked else "empirical: no attack was run"
+    names: list[tuple[str, float, Any, str, str]] = [("broken", 2.4, "-" if found.exact else _DASHES, "o", empirical)]
+    names += [("certified", 2.4, "-", "^", "certified: proven")] if deterministic(run) else []
+    names += [("certified", 1.5, _LINES[column][1], "", _LINES[column][0]) for column in beside(run)]
+    lines = [Line2D([], [], color=LIGHT[c], linewidth=w, linestyle=d, marker=m, label=t) for c, w, d, m, t in names]
+    size = Size(900, 540, top=86, bottom=60 + 22 * -(-len(lines) // 2))
+    drawn = _drawn(run, found, end, size)
+    figure = drawn.figure.get_figure(root=True)
+    assert figure is not None
+    figure.patch.set_visible(True)
+    figure.set_facecolor(LIGHT["paper"])
+    summary, left = run.summary, size.left / size.width
+    clean = percent(found.clean, run.n)
+    title = f"{shortened(model_title(str(summary['model']['spec'])))} on {summary['data']['spec'].partition(':')[0]}"
+    told = f"{plural(run.n, 'image')}, threat {summary['threat']}, clean accuracy {clean}"
+    figure.text(left, 1 - 26 / size.height, title, fontsize=15, fontweight="bold", va="center", parse_math=False)
+    figure.text(left, 1 - 48 / size.height, told, fontsize=11.5, color=LIGHT["soft"], va="center", parse_math=False)
+    place: dict[str, Any] = {"bbox_to_anchor": (left, 8 / size.height), "ncols": 2, "frameon": False, "fontsize": 11.5}
+    figure.legend(handles=lines, loc="lower left", borderaxespad=0, borderpad=0, **place)
+    metadata = {"Software": "robustkit"} if path.suffix == ".png" else {"Date": None, "Creator": "robustkit"}
+    figure.savefig(path, format=path.suffix[1:], dpi=144, metadata=metadata)
+
+
+def shortened(text: str, most: int = 56) -> str:
+    """At most so many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _drawn(run: Run, found: Curve, end: float, size: Size) -> Axes:
     drawn = _accuracy_axes(size, end)
     x, robust, certified = found.x, found.robust, found.certified
     drawn.fill_between(x, 0, certified, color=LIGHT["certified"], alpha=0.16, linewidth=0)
-    drawn.fill_between(x, certified, robust, facecolor="none", edgecolor=LIGHT["open"], hatch="////", linewidth=0, alpha=0.75)
+    lines = {column: np.minimum(_sides(run.columns[column], x), robust) for column in beside(run)}
+    floor = np.maximum(certified, lines["lower_statistical"]) if "lower_statistical" in lines else certified
+    drawn.fill_between(x, certified, floor, color=LIGHT["certified"], alpha=0.08, linewidth=0)
+    drawn.fill_between(x, floor, robust, facecolor="none", edgecolor=LIGHT["open"], hatch="////", linewidth=0, alpha=0.75)
     drawn.fill_between(x, robust, found.clean, color=LIGHT["broken"], alpha=0.13, linewidth=0)
     drawn.plot([0, end], [found.clean] * 2, color=LIGHT["error"], linewidth=1.5, linestyle=(0, (1, 2)))
-    for column, style in (("lower_statistical", (0, (6, 2, 1, 2))), ("lower_conditional", (0, (2, 2)))):
-        if run.summary.get(column.replace("lower", "certified")):
-            drawn.plot(x, _sides(run.columns[column], x), color=LIGHT["certified"], linewidth=1.5, linestyle=style)
-    drawn.plot(x, certified, color=LIGHT["certified"], linewidth=2.4, solid_joinstyle="miter")
+    for column, values in lines.items():
+        drawn.plot(x, values, color=LIGHT["certified"], linewidth=1.5, linestyle=_LINES[column][1])
+    proven = deterministic(run)
+    if proven:
+        drawn.plot(x, certified, color=LIGHT["certified"], linewidth=2.4, solid_joinstyle="miter")
     drawn.plot(x, robust, color=LIGHT["broken"], solid_joinstyle="miter", linewidth=2.4, linestyle="-" if found.exact else _DASHES)
     inside = (found.points[0] <= end) & (np.isin(found.points[0], [value for _, value in run.budgets]) | (found.points[0] == 0))
-    for row, colour, mark in ((1, "broken", "o"), (2, "certified", "^")):
+    for row, colour, mark in ((1, "broken", "o"), (2, "certified", "^"))[: 2 if proven else 1]:
         drawn.plot(
             found.points[0][inside],
             found.points[row][inside],
@@ -130,9 +192,10 @@ def _curve(run: Run, found: Curve, end: float, size: Size, name: str, alt: str) 
             f"ε = {run.budget_label}", (budget, 1.02), (0, 4), textcoords="offset points", ha=side, va="bottom", color=LIGHT["soft"]
         )
     zero = np.zeros_like(x)
-    for text, low, high in (("certified", zero, certified), ("open", certified, robust), ("broken", robust, zero + found.clean)):
+    regions = [("certified", zero, certified), ("open", floor, robust), ("broken", robust, zero + found.clean)]
+    for text, low, high in [*regions, ("certified statistically", certified, floor)]:
         _name_region(drawn, size, text, x, low, high, end)
-    return svg(drawn, name, alt)
+    return drawn
 
 
 def _sides(values: Values, x: Values) -> Values:

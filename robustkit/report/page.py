@@ -41,7 +41,7 @@ def render(runs: Sequence[Run]) -> str:
     folder = resources.files("robustkit.report")
     loader = jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8"))
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(count=wording.count, duration=wording.duration, short=wording.short)
+    environment.filters.update(count=wording.count, duration=wording.duration, short=wording.short, milliseconds=wording.milliseconds)
     title = sections[0]["title"] if len(runs) == 1 else f"{len(runs)} runs compared"
     page = environment.get_template("template.html.j2").render(
         title=title,
@@ -91,6 +91,9 @@ def _section(run: Run, place: int) -> dict[str, Any]:
         "confidences": histogram(run, "confidence", "clean confidence", f"{prefix}-confidence"),
         "unplotted": int((~np.isfinite(run.columns["clean_margin"])).sum()),
         "stages": _stages(run),
+        "proofs": wording.proofs(summary),
+        "radii": wording.radii(summary),
+        "simultaneous": "lower_simultaneous" in figures.beside(run),
         "several": len({stage.get("eps") for stage in summary["stages"]}) > 1,
         "total": {
             key: sum(float(stage[key] or 0) for stage in summary["stages"]) for key in ("seconds", "forwards", "backwards", "queries")

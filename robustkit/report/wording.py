@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from robustkit.errors import BadInput
+from robustkit.guarantees import CLASSES, guarantee_class
 from robustkit.spec import Spec, parse
 
 SPACE = "\u00a0"
@@ -108,31 +110,92 @@ def _options(text: str) -> dict[str, str]:
     return named | {key: value if isinstance(value, str) else str(Spec("_", (), {key: value}))[2:] for key, value in spec.options.items()}
 
 
-def certifiers(summary: Mapping[str, Any]) -> list[str]:
-    """Names of the certifiers that ran."""
-    names = (str(stage["spec"] or stage["name"]).partition(":")[0] for stage in summary["stages"] if stage["kind"] == "certifier")
-    return list(dict.fromkeys(names))
+def certifiers(summary: Mapping[str, Any], kind: str = "") -> list[str]:
+    """Names of the certifiers that ran, of one guarantee class if named."""
+    ran = [stage for stage in summary["stages"] if stage["kind"] == "certifier"]
+    ran = [stage for stage in ran if kind in ("", guarantee_class(str(stage.get("guarantee", ""))))]
+    named = [(str(stage["spec"] or stage["name"]).partition(":")[0], str(stage["name"])) for stage in ran]
+    return list(dict.fromkeys(title if name == "sound" else name for name, title in named))
 
 
 def guarantee(summary: Mapping[str, Any]) -> str:
     """The class of guarantee behind the certified figure, in a short sentence."""
-    names = certifiers(summary)
+    names = certifiers(summary, "deterministic")
+    if not names and certifiers(summary):
+        return "No deterministic certifier was run: what is proven otherwise stands beside the bracket."
     if not names:
         return "No certifier was run: 0 % means that nothing was proven, not that nothing is robust."
     if not summary["certified_accuracy"]:
         return f"No deterministic certificate holds at this budget (tried: {', '.join(names)})."
-    return f"Guarantee class: deterministic ({', '.join(names)})."
+    return f"Guarantee class: {arithmetic(summary)} ({', '.join(names)})."
+
+
+def arithmetic(summary: Mapping[str, Any]) -> str:
+    """What the deterministic certificates of a run are about: real-arithmetic or floating-point, never both."""
+    found = [str(stage.get("guarantee", "")) for stage in summary["stages"] if stage["kind"] == "certifier"]
+    return next((one for one in found if guarantee_class(one) == "deterministic"), "deterministic")
 
 
 def extra_guarantees(summary: Mapping[str, Any], n: int) -> list[str]:
     """Certified shares of the weaker classes, which are never part of the bracket."""
     told = []
-    if summary.get("certified_statistical"):
+    at_once = summary.get("simultaneous")
+    if at_once:
+        share = percent(summary["certified_statistical"], n)
+        most = f"at most {at_once['wrong']}" if at_once["wrong"] else "none"
+        wrong = f"with 95{SPACE}% confidence {most} of them wrong"
+        told.append(f"{share} certified statistically, alpha {at_once['alpha']:g} for each image ({wrong})")
+        union = f"union bound over {plural(at_once['images'], 'image')}: alpha {at_once['level']:.2g} for each"
+        share, confidence = percent(at_once["certified"], n), f"{100 * at_once['confidence']:g}{SPACE}%"
+        told.append(f"{share} certified statistically all at once, with confidence {confidence} ({union})")
+    elif summary.get("certified_statistical"):
         told.append(
             f"{percent(summary['certified_statistical'], n)} certified statistically (each holds with the confidence stated for its stage)"
         )
     if summary.get("certified_conditional"):
         told.append(f"{percent(summary['certified_conditional'], n)} certified conditionally (true only if the stated assumption holds)")
+    return told
+
+
+@dataclass(frozen=True)
+class Proofs:
+    """What one certifier did, in a row of the table of methods."""
+
+    label: str
+    eps: str
+    given: int
+    proven: dict[str, int | None]
+    """Guarantee class -> samples that it has proven at its budget; None for the classes that it has no say in."""
+    seconds: float
+    each: float
+    """Milliseconds a sample."""
+    guarantee: str
+    note: str
+
+
+def proofs(summary: Mapping[str, Any]) -> list[Proofs]:
+    """One row for each certifier that was given samples; guarantee classes never share a column."""
+    rows = []
+    for stage, label in zip(summary["stages"], stage_labels(summary["stages"])):
+        if stage["kind"] != "certifier" or "proven" not in stage or not stage["received"]:
+            continue
+        mine, seconds = guarantee_class(stage["guarantee"]), float(stage["seconds"])
+        proven = {kind: int(stage["proven"]) if kind == mine else None for kind in CLASSES}
+        each, note = 1000 * seconds / int(stage["received"]), str(stage.get("note", ""))
+        rows.append(Proofs(label, str(stage["eps"]), int(stage["received"]), proven, seconds, each, str(stage["guarantee"]), note))
+    return rows
+
+
+def milliseconds(value: float) -> str:
+    """`0.31 ms`, `12 ms`, `3,200 ms`."""
+    return f"{value:.2f}{SPACE}ms" if value < 10 else f"{value:,.0f}{SPACE}ms"
+
+
+def radii(summary: Mapping[str, Any]) -> list[str]:
+    """What a search for radii found, in words; empty without one."""
+    told = []
+    for kind, found in (summary.get("certified_radius") or {}).items():
+        told.append(f"{kind} certified radius: mean {found['mean']:.4g}, median {found['median']:.4g}")
     return told
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from robustkit import engine, stages, store, witnesses
+from robustkit import run as working
+from robustkit import stages, store, witnesses
 from robustkit.diagnostics import Examination
 from robustkit.engine import Evaluation, evaluate
 
 Columns = dict[str, "np.ndarray[Any, Any]"]
-MODULES_WITH_UNITS = (store, stages, witnesses, engine)
+MODULES_WITH_UNITS = (store, stages, witnesses, working)
 
 
 @pytest.fixture

@@ -39,6 +39,15 @@ class asserts(nn.Module):
     def forward(self, x): assert not len(x)
 def pair(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
 def no_std(): return Classifier(pair(), std=[0])
+def training(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10)).train()
+def function(): return lambda x: x.flatten(1)[:, :10]
+class Drops(nn.Module):
+    def __init__(self): super().__init__(); self.last = nn.Linear(64, 10)
+    def forward(self, x): return self.last(nn.functional.dropout(x.flatten(1)))
+class Draws(Drops):
+    def forward(self, x): return self.last(x.flatten(1)) + torch.randn(10)
+class Branches(Drops):
+    def forward(self, x): return self.last(x.flatten(1)) if x.sum() > 0 else -self.last(x.flatten(1))
 """
 
 
@@ -53,6 +62,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "code.pt").write_bytes(pickle.dumps({"weight": 1}))
     image = np.full((4, 1, 8, 8), 0.5, dtype=np.float32)
     np.savez(tmp_path / "nan.npz", x=image * np.nan, y=np.zeros(4, int))
+    np.savez(tmp_path / "high.npz", x=image * 2.5, y=np.zeros(4, int))
     np.savez(tmp_path / "big.npz", x=image * 300, y=np.zeros(4, int))
     np.savez(tmp_path / "empty.npz", x=image[:0], y=np.zeros(0, int))
     np.savez(tmp_path / "label.npz", x=image, y=np.array([0, 1, 2, 12]))
@@ -102,6 +112,27 @@ BAD = [
     ("evaluate cut.safetensors", 2, "cut.safetensors"),
     ("evaluate code.pt", 2, "pickle"),
     ("certify usercode:gelu --data digits:n=20", 2, "Softmax"),
+    ("certify usercode:gelu --data digits:n=20 --method crown", 2, "Softmax"),
+    ("certify usercode:training --data digits:n=20", 2, "model.eval()"),
+    ("certify usercode:Drops --data digits:n=20", 2, "random also in eval mode"),
+    ("certify usercode:Draws --data digits:n=20 --method ibp", 2, "randomness"),
+    ("certify usercode:Branches --data digits:n=20", 2, "branches on pixel values"),
+    ("certify usercode:function --data digits:n=20", 2, "no nn.Module"),
+    ("certify model.safetensors --data npz:high.npz", 2, "[0,1]"),
+    ("certify model.safetensors --threat linf:-0.1", 2, "negative"),
+    ("certify model.safetensors --eps=-0.1", 2, "negative"),
+    ("certify model.safetensors --threat l2:0.1 --method smoothing:sigma=0", 2, "sigma is 0"),
+    ("certify smooth:(model.safetensors),sigma=-1 --threat l2:0.1", 2, "sigma is -1"),
+    ("certify model.safetensors --threat l2:0.1 --method smoothing:sigma=0.25,n=10,n0=100", 2, "n at least n0"),
+    ("certify model.safetensors --threat l2:0.1 --method smoothing:sigma=0.25,alpha=0", 2, "alpha is 0"),
+    ("certify model.safetensors --threat l2:0.1 --method smoothing:sigma=0.25,alpha=1", 2, "alpha is 1"),
+    ("certify smooth:(model.safetensors),sigma=0.25 --threat l2:0.1 --method ibp", 2, "--method smoothing"),
+    ("certify smooth:(model.safetensors),sigma=0.25 --threat linf:0.1", 2, "threat linf"),
+    ("certify model.safetensors --threat l2:0.1 --method smoothing", 2, "smooth:(MODEL)"),
+    ("certify model.safetensors --threat rotation", 2, "no certifier works for threat rotation"),
+    ("certify model.safetensors --threat l1:1 --method ibp", 2, "does not work for threat l1"),
+    ("certify model.safetensors --method cascade --method ibp", 2, "name it alone"),
+    ("certify model.safetensors --method none", 2, "no method is named"),
     ("certify model.safetensors --method ipb", 2, "did you mean 'ibp'"),
     ("evaluate model.safetensors --batch-size 0", 2, "batch size"),
     ("evaluate model.safetensors --batch-size big", 2, "batch size"),

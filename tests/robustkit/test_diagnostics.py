@@ -14,7 +14,7 @@ from robustkit import streams
 from robustkit.comparisons import Comparisons
 from robustkit.data import load_data
 from robustkit.diagnostics import flagged
-from robustkit.engine import evaluate
+from robustkit.engine import certify, evaluate
 from robustkit.models import load_model, zoo_names
 
 DATA = "digits:n=220"
@@ -217,3 +217,11 @@ def test_known_broken_controls_are_flagged(name: str, statuses: Status, shared_d
 )
 def test_flagged_needs_a_net_difference_and_a_sign_test(gains: int, losses: int, expected: bool) -> None:
     assert flagged(gains, losses, 64) is expected
+
+
+def test_of_a_run_of_certifiers_the_attack_is_not_examined(digits_models: dict[str, str], tmp_path: Path) -> None:
+    found = certify(digits_models["certified"], "digits:n=20", "linf:0.06", out=tmp_path / "run", report=False).summary()["diagnostics"]
+    checks = {entry["check"]: entry for entry in found}
+    assert "converged" not in checks
+    assert checks["attacks"]["status"] == "skipped"
+    assert "no test of robustness" in checks["attacks"]["message"]

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit import engine, stages, store, witnesses
+from robustkit import run as working
+from robustkit import stages, store, witnesses
 from robustkit.attacks.pgd import PGD
 from robustkit.data import load_data
 from robustkit.engine import certify
@@ -45,7 +46,7 @@ def test_batch_size_and_units_do_not_matter(go: Any, monkeypatch: pytest.MonkeyP
     reference = go(**options)
     for size in (1, 7, 256):
         go.same(go(batch_size=size, **options), reference)
-    for module in (store, stages, witnesses, engine):
+    for module in (store, stages, witnesses, working):
         monkeypatch.setattr(module, "UNIT", 16)
     go.same(go(batch_size=7, **options), reference)
 
@@ -177,7 +178,7 @@ def test_a_curve_searches_every_correct_sample(go: Any) -> None:
 
 def test_certify_alone(digits_models: dict[str, str], tmp_path: Path) -> None:
     options: dict[str, Any] = {"data": "digits:n=40", "threat": "linf:0.06", "report": False}
-    run = certify(digits_models["certified"], out=tmp_path / "a", **options)
+    run = certify(digits_models["certified"], out=tmp_path / "a", method="ibp", **options)
     summary = run.summary()
     assert [row["kind"] for row in summary["stages"]] == ["certifier"]
     assert summary["robust_accuracy"] == summary["clean_accuracy"]

@@ -22,7 +22,7 @@ from robustkit.classifier import Classifier
 from robustkit.errors import BadInput
 from robustkit.evidence import Evidence
 from robustkit.methods import Bound, Certifier
-from robustkit.plan import PROBE, TRIAL, Stage, make_plan, pays, probe, saved, without
+from robustkit.plan import PROBE, TRIAL, Stage, check_guarantees, make_plan, pays, probe, saved, with_sound, without
 from robustkit.threats import Linf, Threat
 
 BUDGETS = [Fraction(1, 10), Fraction(1, 20)]
@@ -223,3 +223,10 @@ def test_a_certifier_that_runs_out_of_memory_gets_smaller_batches(go: Any) -> No
     small, large = (go(certifiers=[Costly(most=most)], threat="linf:0.02", batch_size=64) for most in (20, 1000))
     assert np.array_equal(small.lower, large.lower)
     assert (small.lower > 0).sum() > 10
+
+
+def test_certificates_of_different_kinds_never_share_a_number() -> None:
+    mixed = plan(certifiers=["ibp", "sound:(crown)"])
+    with pytest.raises(BadInput, match="never share a number"):
+        check_guarantees(mixed)
+    check_guarantees(with_sound(mixed))

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from robustkit.errors import BadInput, Missing
 from robustkit.numerics import float_below
-from robustkit.report import palette, write_report
+from robustkit.report import palette, write_pictures, write_report
 from robustkit.report.figures import trace
 from robustkit.report.runs import accuracy_at, load_run
 from robustkit.report.wording import duration, model_title, short, verdict
@@ -490,6 +490,7 @@ def test_runs_at_the_edge_are_drawn(tmp_path: Path, edge: str) -> None:
             | {key: np.zeros(2, np.int64) for key in ("label", "predicted", "adversarial_class", "index", "stage")},
             folder / "gallery.safetensors",
         )
+    assert len(write_pictures(folder)) == 2
     text = report(tmp_path, folder)
     assert text.rstrip().endswith("</html>")
     shown = (folder / "gallery.safetensors").exists()

@@ -36,6 +36,7 @@ SUMMARY: dict[str, Any] = {
             "name": "ibp",
             "spec": "ibp",
             "kind": "certifier",
+            "guarantee": "real-arithmetic",
             "received": 380,
             "settled": 100,
             "robust_accuracy": 0.95,
@@ -83,7 +84,7 @@ def test_the_answer_in_full() -> None:
     assert small < lines.index("8/255 95.0 % [92.4-96.7] 60.0 % [55.1-64.7] 25.0 % [21.0-29.5] 35.0 %")
     assert "ibp 380 100 95.0 % 25.0 % 0.40 s 1.14k 0 0" in lines
     assert "apgd 280 140 60.0 % 25.0 % 75 s 28k 27.7k 28.3k" in lines
-    assert "Guarantee class: deterministic (ibp)." in text
+    assert "Guarantee class: real-arithmetic (ibp)." in text
 
 
 def test_intervals_are_spelt_out_where_the_table_is_too_narrow_for_them() -> None:
