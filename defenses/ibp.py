@@ -2,24 +2,25 @@
 
 Deliberate deviations: schedules are shares of the training instead of step counts, the learning
 rate stays high until late, and after the ramps the clean loss may have no weight at all (kappa=0),
-which proves more at small budgets (as Shi et al. 2021, https://arxiv.org/abs/2103.17268).
+which proves more at small budgets (as Shi et al. 2021, https://arxiv.org/abs/2103.17268, whose start
+and regulariser are options).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from robustkit.certify import trace, worst_logits
-from robustkit.defenses.recipe import Minibatch, Objective, Recipe
-from robustkit.defenses.schedules import late_decay, ramp
+from robustkit.certify.backward import State
+from robustkit.certify.graph import Network
+from robustkit.certify.interval import worst_logits
+from robustkit.defenses.bound_training import BoundTraining, margins_after
+from robustkit.defenses.recipe import Minibatch
 
 
 @dataclass(frozen=True)
-class IntervalTraining(Recipe):
+class IntervalTraining(BoundTraining):
     """Minimises k x cross-entropy(clean) + (1 - k) x cross-entropy(worst logits in the l_inf ball).
 
     The worst logits come from the certifier's own interval bounds, the last layer merged with the
@@ -28,45 +29,16 @@ class IntervalTraining(Recipe):
     Fields: eps, the budget trained for, best above the one to be certified; kappa, what k falls to
     from 1; warmup, the share of the training on clean images only; rise, the share at which the
     growing budget reaches eps and the falling k reaches kappa; keep, the share until which the
-    learning rate stays at its peak.
+    learning rate stays at its peak; start, the first weights: usual (PyTorch's) or tight (Shi et al.'s,
+    with which bounds do not explode); regularise, the weight of their regulariser, which falls to 0 as
+    the budget grows; tolerance, the ratio of widths or of active to inactive neurons that it is content with.
     """
 
-    epochs: int = 40
-    lr: float = 0.003
-    eps: Fraction = Fraction(3, 20)
-    kappa: float = 0.0
-    warmup: float = 0.05
-    rise: float = 0.4
-    keep: float = 0.6
-
     name = "ibp"
-    positional = ("eps",)
     paper = "Gowal et al. 2018"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(0 < self.eps <= 1, "eps", "a budget above 0 and at most 1, for example 0.12")
-        self.require(0 <= self.kappa <= 1, "kappa", "a weight from 0 to 1, for example 0.5")
-        self.require(0 <= self.warmup < self.rise <= 1, "rise", f"a share above warmup = {self.warmup} and at most 1, for example 0.4")
-        self.require(0 <= self.keep < 1, "keep", "a share from 0 and below 1, for example 0.9")
+    def check(self, network: Network) -> None:
+        """Intervals have a rule for whatever could be traced."""
 
-    def rate(self, progress: float) -> float:
-        return late_decay(progress, keep=self.keep)
-
-    def bind(self, network: nn.Module) -> Objective:
-        graph = trace(network)
-
-        def loss(batch: Minibatch) -> Tensor:
-            if batch.progress == 0:
-                graph.network(tuple(batch.x.shape[1:]))  # what the certifier does not know is refused now, not after the warm-up
-            grown = ramp(batch.progress, self.warmup, self.rise)
-            clean = 1 - grown * (1 - self.kappa)
-            total = batch.x.new_zeros(())
-            if clean > 0:
-                total = total + clean * functional.cross_entropy(network(batch.x), batch.y)
-            if grown > 0:
-                worst = worst_logits(graph, batch.x, batch.y, float(self.eps) * grown)
-                total = total + (1 - clean) * functional.cross_entropy(worst, batch.y)
-            return total
-
-        return loss
+    def worst(self, network: Network, batch: Minibatch, eps: float, grown: float, state: State | None) -> Tensor:
+        return worst_logits(network, batch.x, batch.y, eps) if state is None else -margins_after(state, batch.y)

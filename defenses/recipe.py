@@ -68,6 +68,9 @@ class Recipe(Method):
         """The network to train in place of the one asked for (grammar text, images (C,H,W)): itself unless a defense adds layers."""
         return text
 
+    def initialise(self, network: nn.Module, seed: int) -> None:
+        """Change the first weights in place; PyTorch's, drawn from the seed, stay unless a recipe says otherwise."""
+
     @abstractmethod
     def bind(self, network: nn.Module) -> Objective:
         """The loss for one network, images in [0,1] to logits (R,K); its weights are the trainer's.

@@ -93,7 +93,9 @@ def train(
         checkpoint.remove()
         return Trained(path, metadata, steps, steps)
 
-    network = build(architecture, seed).to(target)
+    network = build(architecture, seed)
+    recipe.initialise(network, seed)
+    network = network.to(target)
     loop = Loop(recipe, images, network, seed, checkpoint, save_every)
     resumed = loop.run(steps, progress)
     extra = task | {

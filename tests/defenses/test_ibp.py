@@ -15,7 +15,6 @@ from robustkit.certify import IBP, trace, worst_logits
 from robustkit.data import Data, load_data
 from robustkit.defenses import IntervalTraining, Minibatch
 from robustkit.errors import BadInput
-from robustkit.models import architecture_text, build
 from robustkit.threats import Linf
 
 Quick = Callable[..., Any]
@@ -24,11 +23,6 @@ Quick = Callable[..., Any]
 def certified(model: Any, data: Data, eps: float) -> float:
     budgets = torch.full((len(data),), eps, dtype=torch.float64)
     return float((IBP().bind(model, Linf(eps))(data.x, data.y, budgets) > 0).float().mean())
-
-
-@pytest.fixture
-def network(digits: Data) -> nn.Sequential:
-    return build(architecture_text("digits-cnn", digits.shape, 10))
 
 
 @pytest.fixture
