@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from robustkit.attacks.boundary import Boundary as Boundary
     from robustkit.attacks.di_fgsm import DIFGSM as DIFGSM
     from robustkit.attacks.ensemble import Transfer as Transfer
+    from robustkit.attacks.envelope import Envelope as Envelope
     from robustkit.attacks.fab import FAB as FAB
     from robustkit.attacks.fgsm import FGSM as FGSM
     from robustkit.attacks.foolbox import FoolboxAttack as FoolboxAttack
     from robustkit.attacks.guided_pgd import GuidedPGD as GuidedPGD
+    from robustkit.attacks.latent_descent import LatentDescent as LatentDescent
     from robustkit.attacks.local_variance import LocalVariance as LocalVariance
     from robustkit.attacks.mi_fgsm import MIFGSM as MIFGSM
     from robustkit.attacks.nes import NES as NES
@@ -43,6 +45,8 @@ TABLE = {
     "adef": "robustkit.attacks.adef:ADef",
     "local-variance": "robustkit.attacks.local_variance:LocalVariance",
     "second-order": "robustkit.attacks.second_order:SecondOrder",
+    "envelope": "robustkit.attacks.envelope:Envelope",
+    "latent-descent": "robustkit.attacks.latent_descent:LatentDescent",
     "transfer": "robustkit.attacks.ensemble:Transfer",
     "universal": "robustkit.attacks.universal:Universal",
     "foolbox": "robustkit.attacks.foolbox:FoolboxAttack",
@@ -59,8 +63,10 @@ __all__ = [
     "PGD",
     "ADef",
     "Boundary",
+    "Envelope",
     "FoolboxAttack",
     "GuidedPGD",
+    "LatentDescent",
     "LocalVariance",
     "RotationSearch",
     "SecondOrder",

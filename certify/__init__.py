@@ -43,6 +43,7 @@ from types import ModuleType
 from typing import Any
 
 TABLE: dict[str, str] = {
+    "abs": "robustkit.certify.synthesis:SynthesisBound",
     "alpha-crown": "robustkit.certify.alpha_crown:AlphaCrown",
     "crown": "robustkit.certify.crown:Crown",
     "crown-ibp": "robustkit.certify.crown_ibp:CrownIBP",
@@ -50,6 +51,7 @@ TABLE: dict[str, str] = {
     "pixeldp": "robustkit.certify.pixeldp:PixelDP",
     "renyi": "robustkit.certify.renyi:Renyi",
     "smoothing": "robustkit.certify.smoothing:SmoothingCertifier",
+    "sound": "robustkit.certify.sound:Sound",
 }
 
 _PUBLIC = {
@@ -59,15 +61,18 @@ _PUBLIC = {
     "IBP": "robustkit.certify.ibp",
     "Lines": "robustkit.certify.relax",
     "Region": "robustkit.certify.region",
+    "SynthesisBound": "robustkit.certify.synthesis",
     "crown_margins": "robustkit.certify.crown_ibp",
     "curved": "robustkit.certify.relax",
     "relaxation": "robustkit.certify.relax",
     "Graph": "robustkit.certify.graph",
     "Network": "robustkit.certify.graph",
+    "Sound": "robustkit.certify.sound",
     "trace": "robustkit.certify.graph",
     "operation": "robustkit.certify.rules",
     "box": "robustkit.certify.interval",
     "interval_rule": "robustkit.certify.interval",
+    "rounding_rule": "robustkit.certify.rounding",
     "interval_logits": "robustkit.certify.interval",
     "interval_margins": "robustkit.certify.interval",
     "worst_logits": "robustkit.certify.interval",

@@ -44,6 +44,10 @@ class CleanLogitPairing(Recipe):
     def bind(self, network: nn.Module) -> Objective:
         def loss(batch: Minibatch) -> Tensor:
             logits = network(noisy(batch.x, batch.key, self.sigma))
-            return functional.cross_entropy(logits, batch.y) + self.weight * apart(logits, logits.roll(1, 0))
+            return functional.cross_entropy(logits, batch.y) + self.weight * self.penalty(logits)
 
         return loss
+
+    def penalty(self, logits: Tensor) -> Tensor:
+        """What is weighed against the cross-entropy of logits (R,K): how far apart those of neighbours in the minibatch are."""
+        return apart(logits, logits.roll(1, 0))

@@ -48,14 +48,15 @@ class Inner:
         attack: any attack with gradient access; its first attempt is run to its last step.
         network: the module in training; its weights are shared, its mode and gradients not touched.
         threat: the family; the budget is given call by call.
+        view: how the attack sees the network.
     """
 
-    def __init__(self, attack: Attack, network: nn.Module, threat: Threat) -> None:
+    def __init__(self, attack: Attack, network: nn.Module, threat: Threat, view: type[TrainingView] = TrainingView) -> None:
         attack.accepts(threat)
         if attack.access != "gradient":
             raise BadInput(f"attack {attack.name} has {attack.access} access: training needs one with gradients, for example pgd")
         self.attack, self.threat = attack, threat
-        self.view = TrainingView(network, threat)
+        self.view = view(network, threat)
 
     def __call__(self, batch: Minibatch, share: float = 1.0) -> Tensor:
         """(R,C,H,W) images at the attack's last point, within `share` of the threat's budget."""

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-from torch.nn import functional
+import torch
+from torch import Tensor
 
-from robustkit.defenses.augment import noisy
+from robustkit.defenses.clean_logit_pairing import CleanLogitPairing
 from robustkit.defenses.logit_pairing import apart
-from robustkit.defenses.recipe import Minibatch, Objective, Recipe
 
 
 @dataclass(frozen=True)
-class LogitSqueezing(Recipe):
+class LogitSqueezing(CleanLogitPairing):
     """Minimises the cross-entropy of noisy images and the size of their logits.
 
     Gives robustness to weak attacks only: a known-broken control for an evaluation.
@@ -27,21 +26,8 @@ class LogitSqueezing(Recipe):
     noise on every image.
     """
 
-    weight: float = 0.5
-    sigma: float = 0.5
-
     name = "logit-squeezing"
-    positional = ("weight",)
-    paper = "Kannan et al. 2018"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.weight >= 0, "weight", "a weight of at least 0, for example 0.5")
-        self.require(self.sigma >= 0, "sigma", "a standard deviation of at least 0, for example 0.5")
-
-    def bind(self, network: nn.Module) -> Objective:
-        def loss(batch: Minibatch) -> Tensor:
-            logits = network(noisy(batch.x, batch.key, self.sigma))
-            return functional.cross_entropy(logits, batch.y) + self.weight * apart(logits, 0 * logits)
-
-        return loss
+    def penalty(self, logits: Tensor) -> Tensor:
+        """The mean square of the logits (R,K)."""
+        return apart(logits, torch.zeros_like(logits))

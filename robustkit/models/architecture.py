@@ -6,6 +6,7 @@ Layers, joined by "-" (the position of a layer is its key in the state dict, as 
     avgpool(kernel[,sSTRIDE][,pPADDING])   maxpool(kernel[,sSTRIDE][,pPADDING])         globalavgpool
     relu   leakyrelu[(slope)]   sigmoid   tanh   dropout[(p)]   flatten
     dae(features,hidden[,kKERNEL][,noise=SIGMA][,always])  a denoising autoencoder, see models/denoiser.py
+    abs(classes,latent[,SIDE][,starts=N][,steps=N])        analysis by synthesis, a whole network, see models/synthesis.py
     res(BODY|SHORTCUT)     BODY(x) + SHORTCUT(x); an empty SHORTCUT is the identity
 
 Nothing but this table can be built from a text, so a checkpoint's metadata cannot run code.
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 from robustkit.errors import BadInput, unknown
 from robustkit.models.denoiser import Denoiser, drawing
+from robustkit.models.synthesis import Synthesis
+from robustkit.models.synthesising import synthesising
 
 _DEPTH = 8
 _LAYERS = 2000
@@ -39,14 +42,14 @@ class Residual(nn.Module):
 def skeleton(text: str) -> nn.Sequential:
     """The network without storage (on the meta device): nothing is allocated, nothing drawn. Raises BadInput."""
     with torch.device("meta"):
-        return drawing(_chain(text, text, 0))
+        return _whole(text)
 
 
 def build(text: str, seed: int = 0) -> nn.Sequential:
     """The network with PyTorch's default initialisation drawn from `seed`; the global generator is left as it was."""
     skeleton(text)
     with seeded(seed):
-        return drawing(_chain(text, text, 0))
+        return _whole(text)
 
 
 class seeded:
@@ -73,6 +76,13 @@ def output_shape(text: str, input_shape: tuple[int, int, int]) -> tuple[int, ...
         line = str(problem).splitlines()[0]
         raise BadInput(f"architecture {text!r} does not take images {'x'.join(map(str, input_shape))}: {line}") from problem
     return tuple(out.shape[1:])
+
+
+def _whole(text: str) -> nn.Sequential:
+    try:
+        return synthesising(drawing(_chain(text, text, 0)))
+    except ValueError as problem:
+        raise BadInput(f"architecture {_short(text)}: {problem}") from problem
 
 
 def _chain(text: str, whole: str, depth: int) -> nn.Sequential:
@@ -162,6 +172,16 @@ def _dae(a: _Arguments) -> nn.Module:
     return a.close(Denoiser(features, hidden, a.optional("k", 0, 1), a.named("noise", 0.1), a.flag("always")))
 
 
+def _abs(a: _Arguments) -> nn.Module:
+    classes, latent, side = a.whole("classes"), a.whole("latent values"), 28
+    if a.given and a.given[0].isdigit():
+        side = a.whole("side")
+    starts, steps = a.named("starts", 8000), a.named("steps", 50)
+    if not (starts == int(starts) and steps == int(steps) and 1 <= starts <= 10**6 and 0 <= steps <= 10**5):
+        raise ValueError(f"starts={starts:g}, steps={steps:g}: expected whole numbers, at least 1 start and 0 steps")
+    return a.close(Synthesis(classes, latent, side, int(starts), int(steps)))
+
+
 def _pool(kind: Callable[[int, int, int], nn.Module]) -> Callable[[_Arguments], nn.Module]:
     def make(a: _Arguments) -> nn.Module:
         kernel = a.whole("kernel")
@@ -175,6 +195,7 @@ _TABLE: dict[str, Callable[[_Arguments], nn.Module]] = {
     "linear": _linear,
     "bn": lambda a: a.close(nn.BatchNorm2d(a.whole("channels"))),
     "dae": _dae,
+    "abs": _abs,
     "avgpool": _pool(nn.AvgPool2d),
     "maxpool": _pool(nn.MaxPool2d),
     "globalavgpool": lambda a: a.close(nn.AdaptiveAvgPool2d(1)),

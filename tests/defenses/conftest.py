@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from robustkit import streams
 from robustkit.data import Data, load_data
-from robustkit.defenses import Trained, train
+from robustkit.defenses import Minibatch, Trained, train
+from robustkit.models import architecture_text, build
 from robustkit.models.weights import read_checkpoint
 
 
@@ -19,6 +21,18 @@ from robustkit.models.weights import read_checkpoint
 def digits() -> Data:
     """256 training digits, 1x8x8."""
     return load_data("digits:n=256,split=train")
+
+
+@pytest.fixture
+def network(digits: Data) -> nn.Sequential:
+    """The small network of the digits, untrained."""
+    return build(architecture_text("digits-cnn", digits.shape, 10))
+
+
+@pytest.fixture
+def batch(digits: Data) -> Minibatch:
+    """All of `digits` as the last minibatch of a training."""
+    return Minibatch(digits.x, digits.y, digits.index, streams.row_keys(0, "test", digits.index), 1.0)
 
 
 @pytest.fixture(autouse=True)

@@ -11,27 +11,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from robustkit import load_data, load_model, streams
+from robustkit import load_data, load_model
 from robustkit.attacks.apgd import APGD
 from robustkit.attacks.pgd import PGD
-from robustkit.data import Data
 from robustkit.defenses import CleanLogitPairing, LogitSqueezing, Minibatch, load_recipe
 from robustkit.defenses.augment import noisy
 from robustkit.errors import BadInput
-from robustkit.models import architecture_text, build
 from robustkit.threats import Linf
 
 Quick = Callable[..., Any]
-
-
-@pytest.fixture
-def network(digits: Data) -> nn.Sequential:
-    return build(architecture_text("digits-cnn", digits.shape, 10))
-
-
-@pytest.fixture
-def batch(digits: Data) -> Minibatch:
-    return Minibatch(digits.x, digits.y, digits.index, streams.row_keys(0, "test", digits.index), 1.0)
 
 
 def test_without_noise_and_weight_both_are_plain_training(network: nn.Sequential, batch: Minibatch) -> None:

@@ -28,11 +28,6 @@ Quick = Callable[..., Any]
 SMALL = "conv(1,8,3,s2,p1)-relu-flatten-linear(128,10)"
 
 
-@pytest.fixture
-def batch(digits: Data) -> Minibatch:
-    return Minibatch(digits.x, digits.y, digits.index, streams.row_keys(0, "test", digits.index), 1.0)
-
-
 def fortified(recipe: Fortified, arch: str = SMALL) -> nn.Sequential:
     return build(recipe.architecture(arch, (1, 8, 8)))
 

@@ -11,27 +11,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from robustkit import streams
 from robustkit.attacks.apgd import APGD
 from robustkit.attacks.pgd import PGD
-from robustkit.data import Data, load_data
+from robustkit.data import load_data
 from robustkit.defenses import Minibatch, load_recipe
 from robustkit.defenses.inner import Inner
 from robustkit.errors import BadInput
-from robustkit.models import architecture_text, build
+from robustkit.models import build
 from robustkit.threats import Linf, Threat, load_threat
 
 Quick = Callable[..., Any]
-
-
-@pytest.fixture
-def network(digits: Data) -> nn.Sequential:
-    return build(architecture_text("digits-cnn", digits.shape, 10))
-
-
-@pytest.fixture
-def batch(digits: Data) -> Minibatch:
-    return Minibatch(digits.x, digits.y, digits.index, streams.row_keys(0, "test", digits.index), 1.0)
 
 
 @pytest.mark.parametrize("text", ["linf:0.1", "l2:0.5"])

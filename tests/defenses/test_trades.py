@@ -11,27 +11,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from robustkit import streams
 from robustkit.attacks.pgd import PGD
-from robustkit.data import Data, load_data
+from robustkit.data import load_data
 from robustkit.defenses import Minibatch, Trades, load_recipe
 from robustkit.defenses.inner import Inner
 from robustkit.defenses.trades import Divergence, divergence
 from robustkit.errors import BadInput
-from robustkit.models import architecture_text, build
 from robustkit.threats import Linf, load_threat
 
 Quick = Callable[..., Any]
-
-
-@pytest.fixture
-def network(digits: Data) -> nn.Sequential:
-    return build(architecture_text("digits-cnn", digits.shape, 10))
-
-
-@pytest.fixture
-def batch(digits: Data) -> Minibatch:
-    return Minibatch(digits.x, digits.y, digits.index, streams.row_keys(0, "test", digits.index), 1.0)
 
 
 def test_the_divergence_is_torch_s() -> None:

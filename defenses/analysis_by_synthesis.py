@@ -1,0 +1,102 @@
+"""Training of analysis by synthesis, Schott et al. 2019, https://arxiv.org/abs/1805.09190.
+
+Every class has its own variational autoencoder, which sees only that class's images; all are trained
+side by side. The model and its inference are in robustkit/models/synthesis.py.
+
+Deliberate deviations: the authors did not release their training. As in their appendix the weight of
+the KL term begins at 10 and falls to 1, here over the first part of a shorter training, and the
+learning rate follows one cycle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustkit import streams
+from robustkit.defenses.recipe import Minibatch, Objective, Recipe
+from robustkit.errors import BadInput
+from robustkit.models.architecture import output_shape, skeleton
+from robustkit.models.synthesis import Synthesis, synthesis_of
+from robustkit.models.vae import LAYOUTS, VAE
+
+_NOISE = 5
+"""Purpose of the draws from the posterior, apart from those of augmentation."""
+
+
+@dataclass(frozen=True)
+class AnalysisBySynthesis(Recipe):
+    """Trains one variational autoencoder for each class: squared error plus the KL term.
+
+    Fields: epochs, batch, lr and shift as for every recipe; latent values of each autoencoder; weight
+    of the KL term at the beginning, which falls to 1 in the share `fall` of the training.
+    """
+
+    epochs: int = 12
+    batch: int = 200
+    lr: float = 0.003
+    latent: int = 8
+    weight: float = 10.0
+    fall: float = 0.5
+
+    name = "abs"
+    paper = "Schott et al. 2019"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(1 <= self.latent <= 64, "latent", "a whole number from 1 to 64")
+        self.require(1 <= self.weight < 1e6, "weight", "a weight of at least 1, for example 10")
+        self.require(0 < self.fall <= 1, "fall", "a share of the training, above 0 and at most 1")
+
+    def architecture(self, text: str, shape: tuple[int, int, int]) -> str:
+        """An analysis by synthesis with as many classes; one that is asked for as text is taken as it is."""
+        network = skeleton(text)
+        if any(isinstance(part, Synthesis) for part in network.modules()):
+            return text
+        if shape[0] != 1 or shape[1] != shape[2] or shape[1] not in LAYOUTS:
+            sides = " or ".join(f"{side}x{side}" for side in LAYOUTS)
+            raise BadInput(f"recipe abs: images are {'x'.join(map(str, shape))}: it has autoencoders for grey images of {sides} pixels")
+        return f"abs({output_shape(text, shape)[0]},{self.latent},{shape[1]})"
+
+    def bind(self, network: nn.Module) -> Objective:
+        try:
+            vaes = synthesis_of(network).vaes
+        except LookupError as problem:
+            raise BadInput("recipe abs trains a network abs(...): leave --arch out, or write for example --arch 'abs(10,8)'") from problem
+
+        def loss(batch: Minibatch) -> Tensor:
+            weight = 1 + (self.weight - 1) * max(0.0, 1 - batch.progress / self.fall)
+            parts = [(vae, (batch.y == number).nonzero()[:, 0]) for number, vae in enumerate(vaes)]
+            losses = [free_energy(vae, batch.x[at], batch.key[at], weight) for vae, at in parts if len(at)]
+            return torch.stack(losses).sum() / len(batch.y)
+
+        return loss
+
+
+def free_energy(vae: VAE, x: Tensor, keys: Tensor, weight: float) -> Tensor:
+    """Sum over the images of |x - G(z)|^2 + weight KL, z drawn from the posterior by the images' keys."""
+    mean, log_variance = vae.encode(x)
+    z = mean + (log_variance / 2).exp() * streams.normal(streams.child(keys, _NOISE), (mean.shape[1],))
+    divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
+    return (x - vae.decode(z)).square().sum() + weight * divergence
+
+
+def fill_published(network: nn.Module, weights: Sequence[Mapping[str, Tensor]]) -> None:
+    """Put the authors' weights into a network `abs(10,8)`: the state dicts of their files ABS_0.net to ABS_9.net, in order.
+
+    Their files are pickles, which robustkit does not open: read them where you trust them, with
+    torch.load(file, map_location="cpu", weights_only=True). Raises BadInput where they do not fit.
+    """
+    vaes = synthesis_of(network).vaes
+    if len(weights) != len(vaes):
+        raise BadInput(f"{len(weights)} sets of weights for {len(vaes)} classes: expected one for each class, in order")
+    for number, (vae, given) in enumerate(zip(vaes, weights)):
+        counters = {key: value for key, value in vae.state_dict().items() if key.endswith("num_batches_tracked")}
+        try:
+            vae.load_state_dict(counters | dict(given))
+        except RuntimeError as problem:
+            why = " ".join(str(problem).split())
+            raise BadInput(f"the weights of class {number} do not fit: {why}: expected the state dict of one VAE") from problem
