@@ -9,17 +9,16 @@ outside nobody's time: each contender gets the images in memory and does everyth
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import re
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import options
 import torch
 from contenders import Deployed
 
@@ -79,7 +78,7 @@ def ours(classifier: Classifier, x: torch.Tensor, y: torch.Tensor, threat: Threa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = options.parser((__doc__ or "").split("\n")[0], clock=True)
     parser.add_argument("model")
     parser.add_argument("--data", default="mnist:n=500")
     parser.add_argument("--data-root")
@@ -87,13 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--official-batch", type=int, default=250, help="its own default: 250")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds: on a busy machine")
     parser.add_argument("--without", nargs="*", default=[], choices=["official", "robustkit", "certified"])
-    parser.add_argument("--json", action="store_true")
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(chosen.threads)
-    clock = time.process_time if chosen.cpu_time else time.perf_counter
+    chosen = options.parse(parser, arguments)
+    clock = options.clock_of(chosen)
     try:
         threat = load_threat(chosen.threat)
         classifier = load_model(chosen.model, device=chosen.device)
@@ -122,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stages = [" ".join(f"{stage} {100 * value:.1f}" for stage, value in one.items()) for one in accuracies[name]]
         rows.append([name, f"{statistics.median(seconds[name]):.1f} s", ratio, "; ".join(stages)])
     if chosen.json:
-        print(json.dumps({"seconds": seconds, "accuracies": accuracies, "threads": chosen.threads, "torch": torch.__version__}))
+        print(json.dumps({"seconds": seconds, "accuracies": accuracies, "threads": torch.get_num_threads(), "torch": torch.__version__}))
     else:
         title = f"{chosen.model} on {chosen.data}, {threat.spec}"
         listing(title, rows, ["contender", "time", "/ official", "robust accuracy after"])

@@ -10,16 +10,15 @@ clipped as ours; its alpha-CROWN re-bounds all hidden layers in each of 20 itera
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import options
 import torch
 from torch import Tensor
 
@@ -85,21 +84,14 @@ def measure(run: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, corre
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; exit code as robustkit's for bad input or missing data."""
-    parser = argparse.ArgumentParser(description="Certifiers side by side: images proven, tightness, time.")
+    parser = options.parser("Certifiers side by side: images proven, tightness, time.", clock=True)
     parser.add_argument("model", nargs="?", default="zoo:mnist-pgd", help="the model to certify (default zoo:mnist-pgd)")
     parser.add_argument("--data", default="mnist:n=100", help="images (default mnist:n=100)")
     parser.add_argument("--threat", nargs="+", default=["linf:0.1"], help="threats, for example linf:0.1 linf:0.3 l2:0.5")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="certifiers (default: all that look inside)")
     parser.add_argument("--no-peer", action="store_true", help="leave auto_LiRPA out")
-    parser.add_argument("--threads", type=int, help="CPU threads (default torch's own choice)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds, for a busy machine; only with --threads 1")
-    chosen = parser.parse_args(arguments)
-    if chosen.cpu_time and chosen.threads != 1:
-        parser.error("--cpu-time counts threads that wait as well: give --threads 1")
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
-    clock = time.process_time if chosen.cpu_time else time.perf_counter
+    chosen = options.parse(parser, arguments)
+    clock = options.clock_of(chosen)
     try:
         classifier = load_model(chosen.model, device="cpu")
         x, y = load_data(chosen.data)

@@ -11,12 +11,12 @@ above the score that 5 % of the clean images exceed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import options
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -82,16 +82,13 @@ def measure(model: Classifier, x: Tensor, y: Tensor, threat: Threat, steps: int)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; exit code as robustkit's for bad input or missing data."""
-    parser = argparse.ArgumentParser(description="Detection by the reconstruction error of a fortified model.")
+    parser = options.parser("Detection by the reconstruction error of a fortified model.")
     parser.add_argument("model", nargs="?", default="zoo:mnist-fortified")
     parser.add_argument("--data", default="mnist:n=500")
     parser.add_argument("--data-root", help="folder of the data")
     parser.add_argument("--threat", default="linf:0.3")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    chosen = parser.parse_args(arguments)
-    torch.set_num_threads(chosen.threads)
+    chosen = options.parse(parser, arguments)
     try:
         x, y = load_data(chosen.data, chosen.data_root)
         rows = measure(load_model(chosen.model), x, y, load_threat(chosen.threat), chosen.steps)

@@ -10,7 +10,6 @@ targets. Worst of grid is 31 angles x 5 x 5 shifts; between its points lie worse
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import sys
@@ -18,6 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import options
 import torch
 
 from robustkit import Classifier, load_data, load_model, registry
@@ -59,17 +59,13 @@ def measure(classifier: Classifier, x: torch.Tensor, y: torch.Tensor, attack: st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all cases; exit code as robustkit's for bad input or missing data."""
-    parser = argparse.ArgumentParser(description="Success of geometric attacks on one model.")
+    parser = options.parser("Success of geometric attacks on one model.")
     parser.add_argument("--model", default="zoo:mnist-standard", help="model to attack (default zoo:mnist-standard)")
     parser.add_argument("--data", default="mnist:n=200", help="images (default mnist:n=200)")
     parser.add_argument("--data-root", help="folder of the data")
     parser.add_argument("--rotation", default="rotation:angle=30,shift=3", help="family of rotations (default angle=30,shift=3)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default torch's own choice)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    chosen = parser.parse_args(arguments)
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
+    chosen = options.parse(parser, arguments)
     try:
         classifier, data = load_model(chosen.model, device=chosen.device), load_data(chosen.data, chosen.data_root)
         x, y = data

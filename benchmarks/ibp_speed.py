@@ -9,15 +9,14 @@ calls it: box, clipping, propagation and margins. The forward pass is that of th
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import options
 import torch
 
 from robustkit import Classifier, load_model
@@ -65,21 +64,14 @@ def measure(classifier: Classifier, batch: int, threat: str, repeats: int, clock
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; exit code as robustkit's for bad input or missing data."""
-    parser = argparse.ArgumentParser(description="Interval bounds of a batch against one forward pass of the same network.")
+    parser = options.parser("Interval bounds of a batch against one forward pass of the same network.", clock=True)
     parser.add_argument("--models", nargs="*", default=[], help="models to bound; default: two architectures with random weights")
     parser.add_argument("--batch", type=int, nargs="+", default=[256, 512], help="batch sizes (default 256 512)")
     parser.add_argument("--threat", default="linf:0.1", help="family of the ball, linf or l2")
     parser.add_argument("--repeats", type=int, default=31, help="measured rounds (default 31)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default torch's own choice)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds, for a busy machine; only with --threads 1")
-    chosen = parser.parse_args(arguments)
-    if chosen.cpu_time and chosen.threads != 1:
-        parser.error("--cpu-time counts threads that wait as well: give --threads 1")
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
-    clock = time.process_time if chosen.cpu_time else time.perf_counter
+    chosen = options.parse(parser, arguments)
+    clock = options.clock_of(chosen)
     try:
         networks = cases(chosen.models, chosen.device)
         found = {n: [measure(c, batch, chosen.threat, chosen.repeats, clock) for batch in chosen.batch] for n, c in networks.items()}

@@ -13,12 +13,12 @@ import json
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import options
 import torch
 from contenders import Case, Run, foolbox, limit, ours, robust_accuracy, torchattacks
 
@@ -118,24 +118,17 @@ def machine() -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; exit code as robustkit's for bad input or missing data."""
-    parser = argparse.ArgumentParser(description="PGD side by side with Foolbox, torchattacks and the physical limit.")
+    parser = options.parser("PGD side by side with Foolbox, torchattacks and the physical limit.", clock=True)
     parser.add_argument("--models", nargs="*", default=["zoo:mnist-standard", "zoo:mnist-pgd"], help="models for MNIST at l_inf 0.3")
     parser.add_argument("--no-resnet", action="store_true", help="leave out the overhead comparison")
     parser.add_argument("--n", type=int, default=512, help="MNIST test images (default 512)")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=7, help="measured rounds (default 7)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default torch's own choice)")
     parser.add_argument("--data-root", metavar="DIR", help="where MNIST lies (or set ROBUSTKIT_DATA)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds, for a busy machine; only with --threads 1")
     parser.add_argument("--peers-first", action="store_true", help="the others' rounds before robustkit's; for one model a call")
-    chosen = parser.parse_args(arguments)
+    chosen = options.parse(parser, arguments)
     if chosen.peers_first and len(chosen.models) + (not chosen.no_resnet) != 1:
         parser.error("--peers-first is for one model a call: name one with --models and give --no-resnet, or give --models alone")
-    if chosen.cpu_time and chosen.threads != 1:
-        parser.error("--cpu-time counts threads that wait as well: give --threads 1")
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
     try:
         cases = [mnist_case(spec, chosen) for spec in chosen.models] + ([] if chosen.no_resnet else [resnet_case()])
     except RobustkitError as problem:
@@ -143,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return problem.exit_code
     found = []
     for case in cases:
-        found.append(measure(case, chosen.repeats, time.process_time if chosen.cpu_time else time.perf_counter, chosen.peers_first))
+        found.append(measure(case, chosen.repeats, options.clock_of(chosen), chosen.peers_first))
         if not chosen.json:
             print_case(found[-1])
     if chosen.json:

@@ -195,8 +195,11 @@ def test_the_digits_zoo_raises_none(name: str, statuses: Status) -> None:
 CONTROLS = ["mnist-clp", "mnist-lsq"]
 """Bundled because they are broken."""
 
+SLOW = ["mnist-abs"]
+"""Seventy milliseconds an image."""
 
-@pytest.mark.parametrize("name", [name for name in zoo_names() if name.startswith("mnist") and name not in CONTROLS])
+
+@pytest.mark.parametrize("name", [name for name in zoo_names() if name.startswith("mnist") and name not in CONTROLS + SLOW])
 def test_the_mnist_zoo_raises_none(name: str, statuses: Status, shared_data: Path) -> None:
     threat = "linf:0.3" if name == "mnist-pgd" else "linf:0.1"
     options = {"data": "mnist:n=200", "attacks": ["apgd:loss=ce,restarts=1,steps=50"], "data_root": shared_data}
