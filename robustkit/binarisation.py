@@ -84,6 +84,8 @@ class Binarisation:
             raise BadInput(f"no attack of the run works on two classes ({left_out or 'there is none'}): use for example pgd:steps=40")
         if not len(self.probe):
             raise BadInput("no sample is classified correctly")
+        if self.probe.judge.classifier.random:
+            raise BadInput("the model is random: the test needs features that do not change from draw to draw")
         body, words = features_of(self.probe.judge.classifier, self.probe.images()[:1])
         tasks = solved = by_chance = 0
         for i in range(len(self.probe)):

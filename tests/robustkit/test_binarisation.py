@@ -121,3 +121,9 @@ def test_the_flag_adds_to_a_finished_run(tmp_path: Path, capsys: pytest.CaptureF
         assert main([*words, str(tmp_path / "run"), *extra]) == 0
         summaries.append(capsys.readouterr().out)
     assert ["binarisation" in text for text in summaries] == [False, True, True]
+
+
+def test_random_models_are_left_alone(test_of: Any) -> None:
+    status, message = test_of("smooth:(zoo:digits-standard),sigma=0.1,votes=50", "pgd:steps=2,eot=1", data="digits:n=8")
+    assert status == "skipped"
+    assert "random" in message
