@@ -24,6 +24,9 @@ from robustkit.threats import Threat, load_threat
 NEAR = 1e-4
 """Margins below NEAR x (1 + scale) are computed again in float64."""
 
+CLEAR = 1e-12
+"""A proof needs a margin of at least CLEAR x (1 + max|z|): what float64 may round off in bounds of usual networks."""
+
 
 def prove(bound: Bound, x: Tensor, y: Tensor, eps: Tensor, *, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Whether no error lies within each sample's closed ball; for correct samples of one batch.
@@ -41,11 +44,11 @@ def prove(bound: Bound, x: Tensor, y: Tensor, eps: Tensor, *, scale: Tensor | No
     if eps.dtype != torch.float64 or eps.shape != y.shape or bool((~(eps >= 0)).any()):
         raise BadInput("certification budgets: expected one float64 number of at least 0 for every sample")
     margin = _margin(bound, x, y, eps)
-    limit = NEAR * (1 + (torch.zeros_like(margin) if scale is None else scale.to(margin)))
-    near = (margin.abs() < limit).nonzero()[:, 0]
+    size = 1 + (torch.zeros_like(margin) if scale is None else scale.to(margin))
+    near = (margin.abs() < NEAR * size).nonzero()[:, 0]
     if len(near) and x.dtype != torch.float64:
         margin = margin.index_put((near,), _margin(bound, x[near].double(), y[near], eps[near]))
-    return margin > 0, margin
+    return margin >= CLEAR * size, margin
 
 
 def _margin(bound: Bound, x: Tensor, y: Tensor, eps: Tensor) -> Tensor:

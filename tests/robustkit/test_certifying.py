@@ -71,6 +71,8 @@ def test_a_proof_is_strictly_above_zero() -> None:
     proven, margin = prove(bound, numbered(5), torch.zeros(5).long(), full(5, 0.1))
     assert proven.tolist() == [True, False, False, False, False]
     assert margin.tolist() == [1.0, 0.0, -1.0, -torch.inf, -torch.inf]
+    rounded, _ = prove(Fixed(torch.zeros(2), torch.tensor([1e-15, 1e-9]).double()), numbered(2), torch.zeros(2).long(), full(2, 0.1))
+    assert rounded.tolist() == [False, True], "what float64 may round off proves nothing"
 
 
 def test_margins_near_zero_are_decided_in_float64() -> None:
