@@ -193,7 +193,7 @@ def test_the_engine_refuses_accepted_errors_of_a_model_that_never_rejects(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"random": "maybe"}, "none or vote"), ({"votes": 3}, "at least"), ({"draws": 0}, "at least")]
+    ("options", "message"), [({"random": "maybe"}, "none, vote or mean"), ({"votes": 3}, "at least"), ({"draws": 0}, "at least")]
 )
 def test_bad_surfaces(options: dict[str, Any], message: str) -> None:
     with pytest.raises(rk.BadInput, match=message):
