@@ -137,27 +137,26 @@ class NES(Attack):
         first = rows.attempt == 0
         start = threat.random(rows.x, rows.eps, rows.key)
         state["p"] = choose(first, threat.zero(rows.x), start)
-        if threat.name == "linf":  # the ball and the box are one box, the same in every step
-            state["low"], state["high"] = limits(rows.x, rows.eps)
         return state
 
     def step(self, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
         if self.mode != "query-limited":
             return nes_partial.advance(self, rows, state, view, threat)
         p, noise = state["p"], self.draw(rows, threat)
-        points = self.inside(rows, state, around(p, noise), threat)
+        points = self.inside(rows, around(p, noise), threat)
         logits = view.many(points)
         aimed = rows.target >= 0
         odds = log_odds(logits, torch.where(aimed, rows.target, rows.y))
         loss = torch.where(aimed[:, None], odds, -odds)  # to be lowered
         state = self.follow(state, estimate(loss, noise), loss.mean(1))
         moved = threat.step(p, -state["mean"], state["rate"] * rows.eps)
-        return state | {"p": self.inside(rows, state, moved[:, None], threat)[:, 0]}
+        return state | {"p": self.inside(rows, moved[:, None], threat)[:, 0]}
 
-    def inside(self, rows: Rows, state: State, points: Tensor, threat: Threat) -> Tensor:
+    def inside(self, rows: Rows, points: Tensor, threat: Threat) -> Tensor:
         """Points (R,S,...) moved to the nearest within the budget; the tensor may be reused."""
-        if "low" in state:
-            return points.clamp_(state["low"][:, None], state["high"][:, None])
+        if threat.name == "linf":  # the ball and the box are one box, the same in every step
+            low, high = limits(rows.x, rows.eps)
+            return points.clamp_(low[:, None], high[:, None])
         count = points.shape[1]
         x = rows.x[:, None].expand_as(points).flatten(0, 1)
         return threat.project(x, points.flatten(0, 1), rows.eps.repeat_interleave(count)).view_as(points)

@@ -24,7 +24,6 @@ from robustkit.certify import IBP
 from robustkit.errors import RobustkitError
 from robustkit.models.architecture import build
 from robustkit.models.architectures import architecture_text
-from robustkit.numerics import exact_mode
 from robustkit.tables import listing
 from robustkit.threats import load_threat
 
@@ -48,16 +47,7 @@ def measure(classifier: Classifier, batch: int, threat: str, repeats: int, clock
     eps = torch.full((batch,), 0.01, dtype=torch.float64, device=classifier.device)
     bound = IBP().bind(classifier, load_threat(threat))
     runs: dict[str, Callable[[], Any]] = {"forward": lambda: classifier.module(x), "ibp": lambda: bound(x, y, eps)}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name in sorted(runs, reverse=bool(turn % 2)):
-            with torch.no_grad(), exact_mode():
-                start = clock()
-                runs[name]()
-                if classifier.device.type == "cuda":
-                    torch.cuda.synchronize()
-                if turn:
-                    seconds[name].append(clock() - start)
+    seconds = options.in_turn(runs, repeats, clock, classifier.device)
     ratio = statistics.median(mine / theirs for mine, theirs in zip(seconds["ibp"], seconds["forward"]))
     return {"batch": batch, "seconds": {name: statistics.median(times) for name, times in seconds.items()}, "ratio": ratio}
 

@@ -1,12 +1,15 @@
-"""What the benchmarks' command lines have in common: --threads, --cpu-time and --json."""
+"""What the benchmarks have in common: --threads, --cpu-time and --json, and contenders that take turns."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
+
+from robustkit.numerics import exact_mode
 
 
 def parser(about: str, *, clock: bool = False) -> argparse.ArgumentParser:
@@ -34,3 +37,20 @@ def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
 def clock_of(chosen: argparse.Namespace) -> Callable[[], float]:
     """Seconds as --cpu-time wants them."""
     return time.process_time if chosen.cpu_time else time.perf_counter
+
+
+def in_turn(
+    runs: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float], device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of every measured round by name, after one unmeasured round; the order changes from round to round."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name in sorted(runs, reverse=bool(turn % 2)):
+            with torch.no_grad(), exact_mode():
+                start = clock()
+                runs[name]()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                if turn:
+                    seconds[name].append(clock() - start)
+    return seconds

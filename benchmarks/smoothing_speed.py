@@ -47,16 +47,7 @@ def throughput(model: Classifier, x: torch.Tensor, draws: int, repeats: int, clo
                 network.plain(image + sigma * torch.randn(rows, *image.shape, device=x.device))
 
     runs: dict[str, Callable[[], Any]] = {"bare": bare, "counts": lambda: network.counts(x, keys, 0, draws)}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name in sorted(runs, reverse=bool(turn % 2)):
-            with torch.no_grad(), exact_mode():
-                start = clock()
-                runs[name]()
-                if x.is_cuda:
-                    torch.cuda.synchronize()
-                if turn:
-                    seconds[name].append(clock() - start)
+    seconds = options.in_turn(runs, repeats, clock, x.device)
     ratio = statistics.median(theirs / mine for mine, theirs in zip(seconds["counts"], seconds["bare"]))
     return {"rows": rows, "ratio": ratio} | {
         f"{name} draws/s": draws * len(x) / statistics.median(times) for name, times in seconds.items()

@@ -76,8 +76,8 @@ def _l2(model: Synthesis, x: Tensor, y: Tensor, eps: Tensor) -> tuple[Tensor, Te
 
 def _linf(model: Synthesis, x: Tensor, y: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """As `_l2`."""
-    z = _of(model.solution(x), y)
-    made = _of(model.decode(model.solution(x)), y)
+    latents = model.solution(x)
+    z, made = _of(latents, y), _of(model.decode(latents), y)
     low, high = ((x.flatten(1) + sign * eps[:, None]).clamp(0, 1) for sign in (-1, 1))
     own = torch.maximum((low - made).square(), (high - made).square()).sum(1) + z.square().sum(1) / 2
     return own, model.infer(x, slack=eps)[0]

@@ -33,12 +33,16 @@ class TrainingView(GradientView):
         self, p: Tensor, loss: Loss, through: Callable[[Tensor], Tensor] | None = None, copies: int | None = None
     ) -> tuple[Tensor, Tensor]:
         rows = self.rows
-        keys = streams.child(rows.key, rows.steps) if self.classifier.random else None
 
         def objective(image: Tensor) -> Tensor:
-            return loss(self.classifier.search(image if through is None else through(image), keys), rows.y, rows.target)
+            return loss(self.answers(image if through is None else through(image)), rows.y, rows.target)
 
         return self.threat.gradient(rows.x, p, objective)
+
+    def answers(self, image: Tensor) -> Tensor:
+        """Logits (R,K) of the rows' images, differentiable."""
+        keys = streams.child(self.rows.key, self.rows.steps) if self.classifier.random else None
+        return self.classifier.search(image, keys)
 
 
 class Inner:

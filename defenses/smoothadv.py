@@ -11,7 +11,6 @@ the loss is that of all draws (the authors' multi-noise variant), not of the fir
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -26,7 +25,6 @@ from robustkit.defenses.recipe import Minibatch, Objective
 from robustkit.defenses.schedules import ramp
 from robustkit.defenses.smoothing import GaussianTraining
 from robustkit.surface import pooled
-from robustkit.views import Loss
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,6 @@ class SharedNoise(TrainingView):
 
     noise: Tensor
 
-    def gradient(
-        self, p: Tensor, loss: Loss, through: Callable[[Tensor], Tensor] | None = None, copies: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        rows = self.rows
-
-        def objective(image: Tensor) -> Tensor:
-            image = image if through is None else through(image)
-            logits = self.classifier.search((image[:, None] + self.noise).flatten(0, 1))
-            return loss(pooled(logits, self.noise.shape[1]), rows.y, rows.target)
-
-        return self.threat.gradient(rows.x, p, objective)
+    def answers(self, image: Tensor) -> Tensor:
+        logits = self.classifier.search((image[:, None] + self.noise).flatten(0, 1))
+        return pooled(logits, self.noise.shape[1])

@@ -233,6 +233,7 @@ class Run:
             diagnostics.append({"check": "contradiction", "status": "error", "message": message, "cure": cure})
         shown = [s for s in self.stages if s.mode != "probe" or bool((evidence.upper_stage == s.number).any())]
         classifier = judge.classifier
+        at_once = lower_at_once(evidence, self.stages)
         share = witnesses.eight_bit_share(store, self.stages, evidence, self.data, judge, self.bench.targets)
         surface = {"surface": f"declared: {classifier.surface}"} if not classifier.surface.plain else {}
         model = self.specification["model"] | {"parameters": classifier.parameters} | surface
@@ -252,11 +253,10 @@ class Run:
             eight_bit=share,
             environment=self.extra["environment"],
             run=str(store.folder),
-            simultaneous=simultaneous(evidence, self.stages, max(self.budgets)),
+            simultaneous=None if at_once is None else simultaneous(*at_once, max(self.budgets)),
             radius=certified_radius(evidence, self.stages),
         )
         columns = evidence.columns()
-        at_once = lower_at_once(evidence, self.stages)
         columns |= {} if at_once is None else {"lower_simultaneous": at_once[0]}
         columns["lower_stage"] = np.where(columns["lower_stage"] > 0, columns["lower_stage"] - 1, -1)  # type: ignore[operator]
         columns["upper_stage"] = np.where(columns["upper_stage"] > 0, columns["upper_stage"] - 1, -1)  # type: ignore[operator]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from robustkit.errors import BadInput
+from robustkit.store import write_atomic
 
 
 def write_report(runs: Sequence[Path], html: Path) -> Path:
@@ -26,31 +25,24 @@ def write_report(runs: Sequence[Path], html: Path) -> Path:
 
     if not runs:
         raise BadInput("a report needs at least one run folder: robustkit report RUN [RUN ...] --html report.html")
-    text = render([load_run(Path(run)) for run in runs])
-    return _replaced(Path(html), lambda partial: partial.write_text(text, encoding="utf-8"))
+    return _written(Path(html), render([load_run(Path(run)) for run in runs]).encode())
 
 
 def write_pictures(run: Path) -> list[Path]:
     """Draw curve.png and curve.svg into a run folder: what is certified and what is left of the attacks, by budget."""
     from robustkit.report.canvas import house_style
-    from robustkit.report.figures import write_curve
+    from robustkit.report.figures import curve_file
     from robustkit.report.runs import load_run
 
     loaded = load_run(Path(run))
     with house_style():
-        return [_replaced(Path(run) / f"curve{kind}", lambda partial: write_curve(loaded, partial)) for kind in (".png", ".svg")]
+        return [_written(Path(run) / f"curve.{kind}", curve_file(loaded, kind)) for kind in ("png", "svg")]
 
 
-def _replaced(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write a file whole or not at all; `write` is given the place of a part of it, which has its suffix."""
-    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
+def _written(path: Path, content: bytes) -> Path:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        os.replace(partial, path)
+        write_atomic(path, content)
     except OSError as problem:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise BadInput(f"cannot write {path} ({problem.strerror}): choose a file in a folder you may write to") from problem
     return path
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from io import BytesIO
+from typing import Any, Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -121,8 +121,8 @@ def _curve(run: Run, found: Curve, end: float, size: Size, name: str, alt: str) 
     return svg(_drawn(run, found, end, size), name, alt)
 
 
-def write_curve(run: Run, path: Path) -> None:
-    """The same picture as a file of its own, PNG or SVG by the suffix, with a title and a legend inside."""
+def curve_file(run: Run, kind: Literal["png", "svg"]) -> bytes:
+    """The same picture as a file of its own, with a title and a legend inside."""
     end = reach(run)
     found = trace(run, end)
     attacked = any(stage["kind"] == "attack" for stage in run.summary["stages"])
@@ -145,8 +145,10 @@ def write_curve(run: Run, path: Path) -> None:
     figure.text(left, 1 - 48 / size.height, told, fontsize=11.5, color=LIGHT["soft"], va="center", parse_math=False)
     place: dict[str, Any] = {"bbox_to_anchor": (left, 8 / size.height), "ncols": 2, "frameon": False, "fontsize": 11.5}
     figure.legend(handles=lines, loc="lower left", borderaxespad=0, borderpad=0, **place)
-    metadata = {"Software": "robustkit"} if path.suffix == ".png" else {"Date": None, "Creator": "robustkit"}
-    figure.savefig(path, format=path.suffix[1:], dpi=144, metadata=metadata)
+    metadata = {"Software": "robustkit"} if kind == "png" else {"Date": None, "Creator": "robustkit"}
+    out = BytesIO()
+    figure.savefig(out, format=kind, dpi=144, metadata=metadata)
+    return out.getvalue()
 
 
 def shortened(text: str, most: int = 56) -> str:

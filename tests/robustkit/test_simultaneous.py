@@ -47,8 +47,9 @@ def test_the_first_level_that_is_strict_enough_is_taken() -> None:
     held, count = evidence(7), 6  # six correct images: alpha / 8 is the first level of at most alpha / 6
     ladder = np.arange(7)[:, None] * 0.1 - 0.01 * np.arange(1, 5)[None]
     held.proved(np.arange(7), np.arange(7) * 0.1, "statistical(0.01)", 1, ladder)
-    told = simultaneous(held, [stage(1, alpha=Fraction(1, 100))], Fraction("0.3"))
-    assert told is not None
+    at_once = lower_at_once(held, [stage(1, alpha=Fraction(1, 100))])
+    assert at_once is not None
+    told = simultaneous(*at_once, Fraction("0.3"))
     assert told["level"] == 0.01 / 8
     assert (told["alpha"], told["images"], told["confidence"]) == (0.01, count, 0.99)
     assert told["certified"] == pytest.approx(3 / 7)  # 0.37, 0.47 and 0.57: radii at the stricter level
