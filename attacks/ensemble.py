@@ -25,6 +25,7 @@ from robustkit.data import Data
 from robustkit.errors import BadInput
 from robustkit.methods import Rows, State
 from robustkit.models import load_model, zoo_names
+from robustkit.models.around import Around
 from robustkit.threats import Threat
 from robustkit.views import Loss, View
 
@@ -134,19 +135,17 @@ class Ensemble(nn.Module):
         return fuse_logits(every, self.fuse, torch.full((len(every),), 1 / len(every)))
 
 
-class _Deployed(nn.Module):
+class _Deployed(Around):
     """A classifier's network with its normalisation in front."""
 
     def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
+        super().__init__(classifier)
         if not isinstance(classifier.module, nn.Module):
             raise BadInput(f"{classifier}: an ensemble is made of nn.Modules, this model is a plain callable: wrap it in a module")
         self.network = classifier.module
-        self.register_buffer("mean", classifier.mean)
-        self.register_buffer("std", classifier.std)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network((x - self.mean) / self.std)  # type: ignore[operator]
+        logits: Tensor = self.network(self.fed(x))  # type: ignore[operator]
         return logits
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from robustkit.classifier import Classifier
 from robustkit.errors import BadInput
+from robustkit.models.around import Around
 from robustkit.models.synthesising import Synthesising
 from robustkit.spec import canonical
 from robustkit.surface import Surface
@@ -29,19 +30,15 @@ _INSIDE = 1e-3
 """How far beyond the threshold a pixel is moved that has to change sides."""
 
 
-class Binarised(nn.Module):
+class Binarised(Around):
     """A network that is fed images rounded at one half, its logits multiplied by a factor for each class."""
 
-    mean: Tensor
-    std: Tensor
     factors: Tensor
 
     def __init__(self, base: Classifier, factors: Tensor) -> None:
-        super().__init__()
+        super().__init__(base)
         assert isinstance(base.module, nn.Module)
         self.base = base.module
-        self.register_buffer("mean", base.mean.clone())
-        self.register_buffer("std", base.std.clone())
         self.register_buffer("factors", factors)
         self.has_surrogate = base.surface.surrogate is not None
 
@@ -51,17 +48,14 @@ class Binarised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N,K); no gradient reaches x."""
-        return self._scaled(self.base(self._fed(rounded(x))))
+        return self._scaled(self.base(self.fed(rounded(x))))
 
     def soft(self, x: Tensor) -> Tensor:
         """The same logits (N,K), with the gradient of a sigmoid in place of the step's."""
-        fed = self._fed(softly_rounded(x))
+        fed = self.fed(softly_rounded(x))
         surface = getattr(self.base, "adaptive_surface", None)
         inner = surface().surrogate(fed) if self.has_surrogate and surface is not None else self.base(fed)
         return self._scaled(inner)
-
-    def _fed(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
 
     def _scaled(self, logits: Tensor) -> Tensor:
         return logits * self.factors
@@ -72,13 +66,13 @@ class BinarisedSynthesis(Binarised):
 
     def reconstructions(self, x: Tensor) -> Tensor:
         """(N,K,C,H,W) the images nearest to x (N,C,H,W) that are rounded as the network's reconstructions are."""
-        made = rounded(self.base.reconstructions(self._fed(rounded(x))))  # type: ignore[operator]
+        made = rounded(self.base.reconstructions(self.fed(rounded(x))))  # type: ignore[operator]
         across = _THRESHOLD + _INSIDE * (2 * made - 1)
         return torch.where(made == rounded(x)[:, None], x[:, None].expand_as(made), across)
 
     def warm(self, x: Tensor, z: Tensor | None = None, steps: int = 0) -> tuple[Tensor, Tensor]:
         """See Synthesising.warm."""
-        logits, z = self.base.warm(self._fed(softly_rounded(x)), z, steps)  # type: ignore[operator]
+        logits, z = self.base.warm(self.fed(softly_rounded(x)), z, steps)  # type: ignore[operator]
         return self._scaled(logits), z
 
 

@@ -26,6 +26,7 @@ from robustkit.defenses.conformal import Calibration
 from robustkit.defenses.neighbours import Bank, Layers, Nearest
 from robustkit.defenses.provenance import ranges
 from robustkit.errors import BadInput
+from robustkit.models.around import Around
 from robustkit.spec import Spec, canonical, parse
 from robustkit.surface import Surface
 
@@ -34,7 +35,7 @@ _EDGE = 0.2
 """Width of the soft neighbourhood's edge, as a share of the usual distance between the first and the last neighbour."""
 
 
-class NeighbourClassifier(nn.Module):
+class NeighbourClassifier(Around):
     """A network whose answer is the vote of the nearest bank images at its layers.
 
     Logits are logarithms of votes (softmax gives their shares), summed over the layers, plus less than
@@ -42,14 +43,12 @@ class NeighbourClassifier(nn.Module):
     last and constant: an input is rejected where no class reaches the threshold on credibility.
     """
 
-    mean: Tensor
-    std: Tensor
     width: Tensor
     reject: Tensor
 
     def __init__(self, base: Classifier, bank: Data, calibration: Data, layers: Sequence[str], k: int, reject: Fraction) -> None:
         """Build the bank and calibrate. The two sets must not share an image. Raises BadInput."""
-        super().__init__()
+        super().__init__(base)
         if base.random or base.surface.rejects or not isinstance(base.module, nn.Module):
             raise BadInput(f"the model {base.spec} is random, rejects or is no nn.Module: name a plain trained network")
         if bank.origin == calibration.origin and bool(torch.isin(bank.index, calibration.index).any()):
@@ -57,8 +56,6 @@ class NeighbourClassifier(nn.Module):
         order = bank.y.argsort(stable=True)
         self.images, self.k = bank.subset(order), k
         self.layers = Layers(base.module, layers)
-        self.register_buffer("mean", base.mean.clone())
-        self.register_buffer("std", base.std.clone())
         features = self._all_features(self.images)
         self.bank = Bank(features, self.images.y.to(base.device), bank.classes)
         if not 1 <= k < len(self.bank):
@@ -109,7 +106,7 @@ class NeighbourClassifier(nn.Module):
             return {name: (found.at, found.similarity) for name, found in zip(self.layers.names, self._search(x))}
 
     def _features(self, x: Tensor) -> list[Tensor]:
-        found: list[Tensor] = self.layers((x - self.mean) / self.std)
+        found: list[Tensor] = self.layers(self.fed(x))
         return found
 
     def _all_features(self, data: Data) -> list[Tensor]:

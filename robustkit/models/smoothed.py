@@ -31,6 +31,7 @@ from robustkit import streams
 from robustkit.classifier import Classifier
 from robustkit.errors import BadInput
 from robustkit.memory import keep_freed_memory
+from robustkit.models.around import Around
 from robustkit.spec import Spec, build, parse
 from robustkit.surface import Surface, picked
 
@@ -73,24 +74,20 @@ class Smoothing:
         return float(self.sigma) * _PER_SIGMA[self.noise]
 
 
-class Smoothed(nn.Module):
+class Smoothed(Around):
     """The base network under noise: one draw a forward, `counts` for many."""
 
     takes_keys = True
     certifier = "smoothing"
     """What `robustkit certify` certifies it with unless told otherwise."""
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, base: Classifier, smoothing: Smoothing) -> None:
-        super().__init__()
+        super().__init__(base)
         if base.random:
             raise BadInput(f"the model {base.spec} is random already: smooth a deterministic one")
         if not isinstance(base.module, nn.Module):
             raise BadInput(f"the model {base.spec} is no nn.Module: only those can be smoothed")
-        self.base, self.smoothing, self.classes, self.normalises = base.module, smoothing, base.classes, base.normalises
-        self.register_buffer("mean", base.mean.clone())
-        self.register_buffer("std", base.std.clone())
+        self.base, self.smoothing, self.classes = base.module, smoothing, base.classes
 
     def adaptive_surface(self) -> Surface:
         """Random: many draws make the answer; attacked through their mean softmax scores, as SmoothAdv does."""
@@ -98,7 +95,7 @@ class Smoothed(nn.Module):
 
     def plain(self, x: Tensor) -> Tensor:
         """Logits of the base classifier, without noise."""
-        logits: Tensor = self.base((x - self.mean) / self.std if self.normalises else x)
+        logits: Tensor = self.base(self.fed(x))
         return logits
 
     def forward(self, x: Tensor, keys: Tensor) -> Tensor:
