@@ -59,53 +59,46 @@ class Square(Attack):
         flat = threat.name == "linf"
         start = self._stripes(rows) if flat else self._bumps(rows, square_bumps.ORDER[threat.name])
         start = threat.project(rows.x, start, rows.eps)
-        state = {"p": start, "best": start.clone(), "loss": torch.full_like(rows.eps, -torch.inf, dtype=torch.float32)}
-        if not flat:
-            return state
-        corner = torch.zeros(len(rows), 2, dtype=torch.int64, device=rows.x.device)
-        both = torch.cat([limit.flatten(2) for limit in limits(rows.x, rows.eps)], 2)
-        return state | {"limits": both, "corner": corner, "side": torch.ones_like(rows.steps)}
+        state = {"p": start, "best": start, "loss": torch.full_like(rows.eps, -torch.inf, dtype=torch.float32)}
+        if flat:
+            state["limits"] = torch.cat([limit.flatten(2) for limit in limits(rows.x, rows.eps)], 2)
+        return state
 
     def step(self, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
         p = state["p"]
         loss = margin(view.scores(p), rows.y, rows.target)
         better = loss > state["loss"]
-        new = state | {"loss": torch.where(better, loss, state["loss"])}
-        keys = streams.child(rows.key, rows.steps + 1)
-        if threat.name == "linf":
-            return new | self._move_window(rows, state, better, keys, view.least)
         best = choose(better, p, state["best"])
-        inside = square_bumps.into_box if threat.name == "l1" and best.shape[1] == 1 else threat.project
-        ahead = inside(rows.x, self._move_bump(rows, best, keys, square_bumps.ORDER[threat.name], view.least), rows.eps)
-        return new | {"p": ahead, "best": best}
+        if threat.name == "linf":
+            ahead = self._move_window(rows, best, state["limits"], view.least)
+        else:
+            inside = square_bumps.into_box if threat.name == "l1" and best.shape[1] == 1 else threat.project
+            ahead = inside(rows.x, self._move_bump(rows, best, square_bumps.ORDER[threat.name], view.least), rows.eps)
+        return state | {"p": ahead, "best": best, "loss": torch.where(better, loss, state["loss"])}
 
-    def _move_window(self, rows: Rows, state: State, better: Tensor, keys: Tensor, least: int) -> State:
-        """Keep or take back the last window of each row, then set another one to its limits, in place: the rest is not touched."""
-        shape, side = rows.x.shape, self._side(rows)
-        p, best = state["p"].flatten(2), state["best"].flatten(2)
-        last = Windows(state["corner"], state["side"], self._widest(rows, least - 1)).places(shape)
-        kept = torch.where(better[:, None, None], p.gather(2, last), best.gather(2, last))
-        p.scatter_(2, last, kept)
-        best.scatter_(2, last, kept)
-        drawn = streams.uniform(keys, (2 + shape[1],))
-        corner = self._corner(rows, side, drawn[:, :2])
-        window = Windows(corner, side, self._widest(rows, least)).places(shape)
+    def _move_window(self, rows: Rows, best: Tensor, both: Tensor, least: int) -> Tensor:
+        """Another window of each row set to its limits, the lower or the upper ones of `both` (R,C,2HW)."""
+        shape = best.shape
+        drawn, side = self._drawn(rows, 2 + shape[1]), self._side(rows)
+        window = Windows(self._corner(shape, side, drawn[:, :2]), side, self._widest(shape, least)).places(shape)
         upper = (drawn[:, 2:, None] < 0.5) * (shape[2] * shape[3])
-        p.scatter_(2, window, state["limits"].gather(2, window + upper))
-        return {"corner": corner, "side": side}
+        return best.flatten(2).scatter(2, window, both.gather(2, window + upper)).view(shape)
+
+    def _drawn(self, rows: Rows, count: int) -> Tensor:
+        """(R,count) uniform numbers of this step."""
+        return streams.uniform_at(rows.key, rows.steps, (count,))
 
     def _side(self, rows: Rows) -> Tensor:
         """(R,) int64 side of each row's next window, from the share that the schedule allows."""
         return _sides(self, *rows.x.shape[2:]).to(rows.steps.device)[rows.steps.clamp(max=self.queries - 1)]
 
-    def _widest(self, rows: Rows, least: int) -> int:
+    def _widest(self, shape: torch.Size, least: int) -> int:
         """The widest window of rows that have all made at least so many steps."""
-        return int(_sides(self, *rows.x.shape[2:])[min(max(least, 0), self.queries - 1)])
+        return int(_sides(self, *shape[2:])[min(least, self.queries - 1)])
 
-    def _corner(self, rows: Rows, side: Tensor, drawn: Tensor) -> Tensor:
+    def _corner(self, shape: torch.Size, side: Tensor, drawn: Tensor) -> Tensor:
         """(R,2) row and column at which windows begin, from uniform numbers (R,2)."""
-        room = torch.tensor(rows.x.shape[2:], device=drawn.device) + (0 if self.published_windows else 1)
-        return (drawn * (room - side[:, None])).to(torch.int64)
+        return (drawn * (_room(self, *shape[2:], drawn.device) - side[:, None])).to(torch.int64)
 
     def _signs(self, rows: Rows, keys: Tensor, count: int = 1) -> Tensor:
         """(R,C,1,count) of -1 or +1."""
@@ -121,14 +114,20 @@ class Square(Attack):
         start = square_bumps.start(rows.x.shape, signs, turned, order)
         return square_bumps.to_norm(start, rows.eps, order) if order == 2 else start
 
-    def _move_bump(self, rows: Rows, best: Tensor, keys: Tensor, order: int, least: int) -> Tensor:
-        most = min(rows.x.shape[2:])
-        widest = int(square_bumps.odd(torch.tensor(self._widest(rows, least)), most))
+    def _move_bump(self, rows: Rows, best: Tensor, order: int, least: int) -> Tensor:
+        shape, most = best.shape, min(best.shape[2:])
+        widest = int(square_bumps.odd(torch.tensor(self._widest(shape, least)), most))
         side = square_bumps.odd(self._side(rows), most)
-        drawn = streams.uniform(keys, (5 + best.shape[1],))
-        first, second = (Windows(self._corner(rows, side, drawn[:, i : i + 2]), side, widest) for i in (0, 2))
+        drawn = self._drawn(rows, 5 + shape[1])
+        first, second = (Windows(self._corner(shape, side, drawn[:, i : i + 2]), side, widest) for i in (0, 2))
         bump = square_bumps.window_bumps(first, torch.where(drawn[:, 5:] < 0.5, 1.0, -1.0), drawn[:, 4] < 0.5, most, order)
         return square_bumps.move(best, first, second, bump, rows.eps, order)
+
+
+@cache
+def _room(attack: Square, height: int, width: int, device: torch.device) -> Tensor:
+    """(2,) int64: windows begin at this less their side, at most."""
+    return torch.tensor([height, width], device=device) + (0 if attack.published_windows else 1)
 
 
 @cache

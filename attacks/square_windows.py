@@ -7,7 +7,7 @@ last row and column, which a write does not notice and a sum leaves out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Windows:
     @cached_property
     def along(self) -> Tensor:
         """(R,W) rows, and columns, inside the window: 0 ... side-1, the last repeated."""
-        return torch.minimum(torch.arange(self.widest, device=self.side.device), self.side[:, None] - 1)
+        return _along(self.widest, self.side.device)[self.side]
 
     @cached_property
     def rows_and_columns(self) -> tuple[Tensor, Tensor]:
@@ -37,8 +37,9 @@ class Windows:
 
     def places(self, shape: torch.Size) -> Tensor:
         """(R,C,W^2) places of the pixels in images (R,C,H,W) flattened to (R,C,HW)."""
-        down, right = self.rows_and_columns
-        return (down[:, :, None] * shape[3] + right[:, None]).flatten(1)[:, None].expand(-1, shape[1], -1)
+        first = self.corner[:, 0] * shape[3] + self.corner[:, 1]
+        down = self.along * shape[3] + first[:, None]
+        return (down[:, :, None] + self.along[:, None]).flatten(1)[:, None].expand(-1, shape[1], -1)
 
     def once(self) -> Tensor:
         """(R,W^2) float: 1 for pixels that are listed the first time, 0 for repeats."""
@@ -50,3 +51,10 @@ class Windows:
         ends = zip(other.rows_and_columns, self.corner.unbind(1))
         down, right = (((at >= first[:, None]) & (at < (first + self.side)[:, None])).float() for at, first in ends)
         return (down[:, :, None] * right[:, None]).flatten(1)
+
+
+@lru_cache(maxsize=64)
+def _along(widest: int, device: torch.device) -> Tensor:
+    """(widest+1, widest) int64 what `along` is for windows of every side."""
+    sides = torch.arange(widest + 1, device=device)[:, None]
+    return torch.minimum(torch.arange(widest, device=device), (sides - 1).clamp(min=0))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.errors import BadInput, Missing
-from robustkit.fastgrad import fits, quicken
 from robustkit.memory import out_of_memory
+from robustkit.quick import fits, quicken
 from robustkit.streams import child, row_keys, seeded, uniform
 from robustkit.surface import picked, surface_of
 
@@ -132,7 +132,7 @@ class Classifier:
         return self._through(self.module, x, keys)
 
     def search(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """As `forward`, with input gradients that may be rounded otherwise: for attacks, not for verdicts."""
+        """As `forward`, faster and perhaps rounded otherwise: for attacks, not for verdicts."""
         return self._through(self.searcher, x, keys)
 
     def surrogate(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ own, bit for bit; the Judge and the certifiers use the unchanged network.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -45,19 +46,21 @@ def _by_patches(gradient: Tensor, weight: Tensor, conv: nn.Conv2d, size: Pair) -
 
 def _by_phases(gradient: Tensor, weight: Tensor, conv: FastGradConv2d, size: Pair) -> Tensor:
     kernels = conv.phases(weight)
-    down, right = cast(Pair, conv.stride)
-    reach = (kernels.shape[2] - 1, kernels.shape[3] - 1)
-    phases = functional.conv2d(gradient, kernels, padding=reach)
-    phases = phases.view(len(gradient), -1, down, right, *phases.shape[2:])
-    found = gradient.new_zeros(len(gradient), weight.shape[1], *size)
-    pad = cast(Pair, conv.padding)
-    for i in range(down):
-        for j in range(right):
-            top, left = -(-max(pad[0] - i, 0) // down), -(-max(pad[1] - j, 0) // right)
-            into = found[:, :, down * top + i - pad[0] :: down, right * left + j - pad[1] :: right]
-            part = phases[:, :, i, j, top : top + into.shape[2], left : left + into.shape[3]]
-            into[:, :, : part.shape[2], : part.shape[3]] = part
-    return found
+    phases = functional.conv2d(gradient, kernels, padding=(kernels.shape[2] - 1, kernels.shape[3] - 1))
+    places, empty = _interleaving(cast(Pair, tuple(phases.shape[2:])), cast(Pair, conv.stride), cast(Pair, conv.padding), size)
+    found = phases.view(len(gradient) * weight.shape[1], -1).index_select(1, places)
+    if len(empty):
+        found.index_fill_(1, empty, 0.0)
+    return found.view(len(gradient), weight.shape[1], *size)
+
+
+@lru_cache(maxsize=64)
+def _interleaving(phase: Pair, stride: Pair, padding: Pair, size: Pair) -> tuple[Tensor, Tensor]:
+    """(H x W,) where each pixel's value lies in its channel's flattened phases, and the pixels that no output depends on."""
+    parts = torch.arange(stride[0] * stride[1] * phase[0] * phase[1]).view(stride[0], stride[1], *phase)
+    whole = parts.permute(2, 0, 3, 1).reshape(phase[0] * stride[0], phase[1] * stride[1])[padding[0] :, padding[1] :][: size[0], : size[1]]
+    places = functional.pad(whole, (0, size[1] - whole.shape[1], 0, size[0] - whole.shape[0]), value=-1).flatten()
+    return places.clamp(min=0), (places < 0).nonzero()[:, 0]
 
 
 def _has_phases(conv: nn.Conv2d) -> bool:
@@ -88,17 +91,9 @@ class FastGradConv2d(nn.Conv2d):
         return slow
 
 
-def fits(module: nn.Module) -> bool:
-    """Whether a layer gains from it: few input channels, or a stride that divides the kernel."""
+def gains(module: nn.Module) -> bool:
+    """Whether a layer's gradient becomes faster: few input channels, or a stride that divides the kernel."""
     if type(module) is not nn.Conv2d or module.groups > 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return False
     even = all(k % s == 0 for k, s in zip(module.kernel_size, module.stride))
     return module.in_channels <= FEW or (_has_phases(module) and even)
-
-
-def quicken(module: nn.Module) -> nn.Module:
-    """The module itself, its suitable layers turned into FastGradConv2d."""
-    for layer in module.modules():
-        if fits(layer):
-            layer.__class__ = FastGradConv2d
-    return module

@@ -43,6 +43,8 @@ class View:
 
         self.draws = classifier.surface.draws if classifier.random else 1
         """Draws of a random model that every answer is an average over; each is a query."""
+        self.piece = 0
+        """Images to send forward at a time, where no gradient is asked for; 0 for all of a batch."""
         self.surrogate = False
         """Whether gradients go through the surrogate that the model declares (BPDA)."""
 
@@ -66,7 +68,10 @@ class View:
         if self.keep == "best" or logits is None:
             return
         margin = self.goal.margin(logits, rows.y, rows.target)
-        fresh = (margin >= 2 * clear_margin(logits)) & ~book["done"]
+        fresh = (margin > 0) & ~book["done"]
+        if not fresh.is_cuda and not bool(fresh.any()):
+            return
+        fresh &= margin >= 2 * clear_margin(logits)
         if not self.bounded:
             fresh = fresh & within(self.threat.size(rows.x, p), rows.eps)
         self._keep("candidate", p, fresh)
@@ -102,9 +107,10 @@ class View:
         keys, draws = self._keys(points * self.draws), self.draws
         if draws > 1:
             images = images.repeat_interleave(draws, 0)
-        padding = padded(len(images))
-        keys = None if keys is None else pad_rows(keys, padding)
-        logits = self.classifier.search(pad_rows(images, padding), keys)[: len(images)]
+        padding, count = padded(len(images)), len(images)
+        images, keys = pad_rows(images, padding), None if keys is None else pad_rows(keys, padding)
+        parts = [slice(at, at + self.piece) for at in range(0, padding, self.piece)] if self.piece else [slice(None)]
+        logits = torch.cat([self.classifier.search(images[part], None if keys is None else keys[part]) for part in parts])[:count]
         return logits if draws == 1 else self._averaged(logits, draws)
 
     def _averaged(self, logits: Tensor, draws: int) -> Tensor:
@@ -114,9 +120,10 @@ class View:
     def _forward(self, p: Tensor) -> Tensor:
         with torch.no_grad():
             logits = self._answers(self.threat.apply(self.rows.x, p))
-        self._also((self.draws - 1) * ~self.book["done"])
+        if self.draws > 1:
+            self._also((self.draws - 1) * ~self.book["done"])
         self._see(p, logits)
-        if self.by_margin:
+        if self.by_margin and self.keep == "best":
             self._weigh(p, self.goal.margin(logits, self.rows.y, self.rows.target))
         return self.goal.seen(logits, self.rows.y)
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.classifier import Classifier
-from robustkit.fastgrad import FastGradConv2d, fits, quicken
+from robustkit.fastgrad import FastGradConv2d, gains
+from robustkit.quick import quicken
 
 GEOMETRIES = [
     (3, 1, 1, 1),
@@ -18,6 +19,8 @@ GEOMETRIES = [
     ((3, 5), (2, 1), (0, 2), 2),
     ((6, 4), (2, 4), (3, 0), 1),
     (7, 2, 3, 2),
+    (4, 4, 3, 1),
+    (5, 5, 0, 1),
 ]
 
 
@@ -43,7 +46,7 @@ def test_matches_torch(channels: int, kernel: int, stride: int, padding: int, di
 
 
 @pytest.mark.parametrize(
-    ("layer", "gains"),
+    ("layer", "faster"),
     [
         (nn.Conv2d(3, 4, 3), True),
         (nn.Conv2d(5, 4, 3), False),
@@ -57,8 +60,8 @@ def test_matches_torch(channels: int, kernel: int, stride: int, padding: int, di
         (nn.Linear(3, 4), False),
     ],
 )
-def test_only_layers_that_gain(layer: nn.Module, gains: bool) -> None:
-    assert fits(layer) is gains
+def test_only_layers_that_gain(layer: nn.Module, faster: bool) -> None:
+    assert gains(layer) is faster
 
 
 def test_the_network_and_the_judge_keep_their_own_layers() -> None:
