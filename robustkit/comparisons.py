@@ -92,9 +92,13 @@ class Comparisons:
         probe = self.probe
         attack: Attack = registry.make("attack", other) if isinstance(other, str) else other
         plain = probe.attack(registry.make("attack", PLAIN))
-        found = probe.attack(attack)
-        gains, losses = int((found & ~plain).sum()), int((plain & ~found).sum())
-        message = f"{attack.name} breaks {gains} of {len(probe)} probe samples that {PLAIN} does not, and misses {losses} that it does"
+        found = probe.attack(attack, among=~plain)
+        gains = int((found & ~plain).sum())
+        message = f"{attack.name} breaks {gains} of {len(probe)} probe samples that {PLAIN} does not"
+        if not flagged(gains, 0, len(probe)):
+            return "pass", message, ""
+        losses = int((plain & ~probe.attack(attack)).sum())
+        message = f"{message}, and misses {losses} that it does"
         if not flagged(gains, losses, len(probe)):
             return "pass", message, ""
         missed = int((found & ~plain & ~probe.broken).sum())

@@ -54,8 +54,8 @@ class Probe:
     batch_size: BatchSize
     tick: Callable[[int], None]
     pool: Callable[[], Data] | None = None
-    fallen: dict[tuple[str, float], Bools] = field(default_factory=dict)
-    """What has been tried: (attack, budget) -> who fell."""
+    tried: dict[tuple[str, float], tuple[Bools, Bools]] = field(default_factory=dict)
+    """(attack, budget) -> who has been attacked, and who fell."""
 
     @cached_property
     def at(self) -> Ints:
@@ -83,22 +83,23 @@ class Probe:
         """(P,) int64 on the classifier's device."""
         return torch.from_numpy(self.evidence.label[self.at]).to(self.judge.classifier.device)
 
-    def attack(self, attack: Attack, budget: float | None = None) -> Bools:
-        """(P,) bool: who falls to this attack at this budget (default the run's); certified samples are not tried.
+    def attack(self, attack: Attack, budget: float | None = None, among: Bools | None = None) -> Bools:
+        """(P,) bool: who falls to this attack at this budget (default the run's).
 
+        Certified samples are not tried, nor those outside `among`, whom an earlier call may have tried.
         Raises BadInput where the attack does not fit the threat or the model.
         """
         most = self.budget if budget is None else budget
         attack.accepts(self.judge.threat)
         attack.attempts(self.logits.shape[1])
         key = (attack.digest, most)
-        if key not in self.fallen:
-            fell = np.zeros(len(self), dtype=bool)
-            tried = np.flatnonzero(self.evidence.lower[self.at] < most)
-            if len(tried):
-                fell[tried] = self._hits(attack, most, self.at[tried])
-            self.fallen[key] = fell
-        return self.fallen[key]
+        tried, fell = self.tried.get(key, (np.zeros(len(self), dtype=bool), np.zeros(len(self), dtype=bool)))
+        wanted = np.flatnonzero(~tried & (self.evidence.lower[self.at] < most) & (True if among is None else among))
+        if len(wanted):
+            fell[wanted] = self._hits(attack, most, self.at[wanted])
+            tried[wanted] = True
+        self.tried[key] = tried, fell
+        return fell.copy()
 
     def _hits(self, attack: Attack, budget: float, where: Ints) -> Bools:
         at = torch.from_numpy(where)

@@ -28,7 +28,7 @@ from robustkit.attacks import (
 )
 from robustkit.attacks.square_windows import Windows
 from robustkit.classifier import Classifier
-from robustkit.methods import Attack, Rows
+from robustkit.methods import Attack
 from robustkit.models import build
 from robustkit.threats import load_threat
 
@@ -102,8 +102,7 @@ def test_squares_windows_reach_the_last_row_and_column(published: bool, reached:
     count = 400
     zero, x = torch.zeros(count, dtype=torch.int64), images(1).expand(count, -1, -1, -1)
     keys = streams.row_keys(0, "windows", torch.arange(count))
-    rows = Rows(zero, zero, x, zero, zero - 1, torch.full((count,), 0.1, dtype=torch.float64), keys, zero)
-    corner = Square(published_windows=published)._corner(rows, zero + 3, streams.uniform(keys, (2,)))
+    corner = Square(published_windows=published)._corner(x.shape, zero + 3, streams.uniform(keys, (2,)))
     places = Windows(corner, zero + 3, 4).places(x.shape)
     inside = torch.zeros(x.shape).flatten(2).scatter_(2, places, 1.0).view(x.shape)
     assert set(inside.flatten(1).sum(1).tolist()) == {9}
