@@ -16,7 +16,7 @@ from torch import Tensor
 from robustkit import streams
 from robustkit.attacks import square_bumps
 from robustkit.attacks.losses import margin
-from robustkit.attacks.square_windows import Windows
+from robustkit.attacks.square_windows import Sides, Windows
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import choose, wide
@@ -79,22 +79,29 @@ class Square(Attack):
     def _move_window(self, rows: Rows, best: Tensor, both: Tensor, least: int) -> Tensor:
         """Another window of each row set to its limits, the lower or the upper ones of `both` (R,C,2HW)."""
         shape = best.shape
-        drawn, side = self._drawn(rows, 2 + shape[1]), self._side(rows)
-        window = Windows(self._corner(shape, side, drawn[:, :2]), side, self._widest(shape, least)).places(shape)
+        drawn, (sides, which) = self._drawn(rows, 2 + shape[1]), self._sides(rows, least)
+        window = Windows(sides, which, self._corner(shape, sides.tensor[which], drawn[:, :2])).places(shape)
         upper = (drawn[:, 2:, None] < 0.5) * (shape[2] * shape[3])
         return best.flatten(2).scatter(2, window, both.gather(2, window + upper)).view(shape)
+
+    def _move_bump(self, rows: Rows, best: Tensor, order: int, least: int) -> Tensor:
+        """Another window of each row takes over the norm of a second one."""
+        shape, drawn = best.shape, self._drawn(rows, 5 + best.shape[1])
+        sides, which = self._sides(rows, least, odd=True)
+        first, second = (Windows(sides, which, self._corner(shape, sides.tensor[which], drawn[:, i : i + 2])) for i in (0, 2))
+        bump = square_bumps.window_bumps(first, torch.where(drawn[:, 5:] < 0.5, 1.0, -1.0), drawn[:, 4] < 0.5, order)
+        return square_bumps.move(best, first, second, bump, rows.eps, order)
 
     def _drawn(self, rows: Rows, count: int) -> Tensor:
         """(R,count) uniform numbers of this step."""
         return streams.uniform_at(rows.key, rows.steps, (count,))
 
-    def _side(self, rows: Rows) -> Tensor:
-        """(R,) int64 side of each row's next window, from the share that the schedule allows."""
-        return _sides(self, *rows.x.shape[2:]).to(rows.steps.device)[rows.steps.clamp(max=self.queries - 1)]
-
-    def _widest(self, shape: torch.Size, least: int) -> int:
-        """The widest window of rows that have all made at least so many steps."""
-        return int(_sides(self, *shape[2:])[min(least, self.queries - 1)])
+    def _sides(self, rows: Rows, least: int, odd: bool = False) -> tuple[Sides, Tensor]:
+        """The sides that windows may still have after `least` steps, and the number (R,) of each row's next one."""
+        halved = _halved(self, rows.steps.device)
+        past = _halvings_before(self, min(least, self.queries - 1))
+        lengths = _lengths(self, *rows.x.shape[2:], odd)[past:]
+        return Sides.of(lengths, rows.steps.device), halved[rows.steps.clamp(max=self.queries - 1)] - past
 
     def _corner(self, shape: torch.Size, side: Tensor, drawn: Tensor) -> Tensor:
         """(R,2) row and column at which windows begin, from uniform numbers (R,2)."""
@@ -114,15 +121,6 @@ class Square(Attack):
         start = square_bumps.start(rows.x.shape, signs, turned, order)
         return square_bumps.to_norm(start, rows.eps, order) if order == 2 else start
 
-    def _move_bump(self, rows: Rows, best: Tensor, order: int, least: int) -> Tensor:
-        shape, most = best.shape, min(best.shape[2:])
-        widest = int(square_bumps.odd(torch.tensor(self._widest(shape, least)), most))
-        side = square_bumps.odd(self._side(rows), most)
-        drawn = self._drawn(rows, 5 + shape[1])
-        first, second = (Windows(self._corner(shape, side, drawn[:, i : i + 2]), side, widest) for i in (0, 2))
-        bump = square_bumps.window_bumps(first, torch.where(drawn[:, 5:] < 0.5, 1.0, -1.0), drawn[:, 4] < 0.5, most, order)
-        return square_bumps.move(best, first, second, bump, rows.eps, order)
-
 
 @cache
 def _room(attack: Square, height: int, width: int, device: torch.device) -> Tensor:
@@ -131,10 +129,22 @@ def _room(attack: Square, height: int, width: int, device: torch.device) -> Tens
 
 
 @cache
-def _sides(attack: Square, height: int, width: int) -> Tensor:
-    """(queries,) int64 side of the window of every step."""
+def _halved(attack: Square, device: torch.device) -> Tensor:
+    """(queries,) int64 how often the window's share has been halved before every step."""
     at = torch.arange(attack.queries)
     at = at * 10000 // attack.queries if attack.rescale else at
-    halvings = torch.bucketize(at, torch.tensor(_HALVINGS))
-    side = torch.sqrt(attack.share * 0.5 ** halvings.double() * height * width).round().to(torch.int64)
-    return side.clamp(1, min(height, width) - (1 if attack.published_windows else 0))
+    return torch.bucketize(at, torch.tensor(_HALVINGS)).to(device)
+
+
+@cache
+def _halvings_before(attack: Square, step: int) -> int:
+    return int(_halved(attack, torch.device("cpu"))[step])
+
+
+@cache
+def _lengths(attack: Square, height: int, width: int, odd: bool) -> tuple[int, ...]:
+    """Sides of windows after every number of halvings; `odd` as the moves of l2 and l1 need them, at least 3."""
+    most = min(height, width)
+    shares = attack.share * 0.5 ** torch.arange(len(_HALVINGS) + 1).double()
+    plain = torch.sqrt(shares * height * width).round().to(torch.int64).clamp(1, most - (1 if attack.published_windows else 0))
+    return tuple(square_bumps.odd(plain, most).tolist() if odd else plain.tolist())

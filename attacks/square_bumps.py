@@ -9,7 +9,7 @@ several channels a bump is drawn for each as if it were the only one, and the pr
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -64,13 +64,14 @@ def move(best: Tensor, first: Windows, second: Windows, bump: Tensor, eps: Tenso
 
     Args:
         best: (R,C,H,W) the perturbation so far.
-        first, second: two windows a row.
+        first, second: two windows of one side a row.
         bump: (R,C,W^2) the signed bump's values in the first window.
         eps: (R,) float64 budgets.
     """
     flat, shape = best.flatten(2), best.shape
     into, out = first.places(shape), second.places(shape)
-    mine, other = first.once()[:, None], (second.once() * (1 - first.holds(second)))[:, None]
+    mine = first.once()[:, None]
+    other = mine * (1 - first.holds(second))[:, None]
     old = flat.gather(2, into)
     inside, outside = _norm(old * mine, order), _norm(flat.gather(2, out) * other, order)
     both = inside**order + outside**order
@@ -90,13 +91,11 @@ def move(best: Tensor, first: Windows, second: Windows, bump: Tensor, eps: Tenso
     return moved.scatter_(2, into, new * (grown * scale[:, None])[:, :, None]).view(shape)
 
 
-def window_bumps(window: Windows, signs: Tensor, turned: Tensor, most: int, order: int) -> Tensor:
+def window_bumps(window: Windows, signs: Tensor, turned: Tensor, order: int) -> Tensor:
     """(R,C,W^2) bumps of norm 1 with signs (R,C); those that are `turned` (R,) have their halves beside each other instead of
     one above the other."""
-    table, at, lying = _table(most, order).to(signs.device), window.along, turned[:, None, None]
-    down, right = at[:, :, None], at[:, None]
-    found = table[window.side[:, None, None], torch.where(lying, right, down), torch.where(lying, down, right)]
-    return found.flatten(1)[:, None] * signs[:, :, None]
+    table = _table(window.sides.lengths, order, signs.device)
+    return table[window.which + turned * len(window.sides.lengths)][:, None] * signs[:, :, None]
 
 
 def to_norm(p: Tensor, eps: Tensor, order: int) -> Tensor:
@@ -138,10 +137,9 @@ def _bump(side: int, order: int) -> Tensor:
     return found / _norm(found.flatten(), order)
 
 
-@cache
-def _table(most: int, order: int) -> Tensor:
-    """(most+1, most, most) bumps of every side and norm 1, padded with zeros."""
-    table = torch.zeros(most + 1, most, most)
-    for side in range(1, most + 1):
-        table[side, :side, :side] = _bump(side, order)
-    return table
+@lru_cache(maxsize=256)
+def _table(sides: tuple[int, ...], order: int, device: torch.device) -> Tensor:
+    """(2S, W^2) bumps of every side listed as Windows lists pixels, then the same turned."""
+    every = torch.arange(max(sides)).clamp
+    upright = torch.stack([_bump(side, order)[every(max=side - 1)][:, every(max=side - 1)] for side in sides])
+    return torch.cat([upright, upright.transpose(1, 2)]).flatten(1).to(device)

@@ -26,7 +26,7 @@ from robustkit.attacks import (
     StAdv,
     Universal,
 )
-from robustkit.attacks.square_windows import Windows
+from robustkit.attacks.square_windows import Sides, Windows
 from robustkit.classifier import Classifier
 from robustkit.methods import Attack
 from robustkit.models import build
@@ -103,7 +103,7 @@ def test_squares_windows_reach_the_last_row_and_column(published: bool, reached:
     zero, x = torch.zeros(count, dtype=torch.int64), images(1).expand(count, -1, -1, -1)
     keys = streams.row_keys(0, "windows", torch.arange(count))
     corner = Square(published_windows=published)._corner(x.shape, zero + 3, streams.uniform(keys, (2,)))
-    places = Windows(corner, zero + 3, 4).places(x.shape)
+    places = Windows(Sides.of((4, 3), x.device), zero + 1, corner).places(x.shape)
     inside = torch.zeros(x.shape).flatten(2).scatter_(2, places, 1.0).view(x.shape)
     assert set(inside.flatten(1).sum(1).tolist()) == {9}
     inside = inside > 0

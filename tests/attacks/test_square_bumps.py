@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustkit.attacks import square_bumps
-from robustkit.attacks.square_windows import Windows
+from robustkit.attacks.square_windows import Sides, Windows
 from robustkit.threats import load_threat
 
 EPS = torch.full((3,), 4.0, dtype=torch.float64)
@@ -19,7 +19,8 @@ SIDES = torch.tensor([5, 5, 3])
 def windows() -> tuple[Windows, Windows]:
     """Two windows a row that overlap, of other sides in other rows."""
     first, second = (torch.tensor([corner] * 3) for corner in ([1, 2], [3, 4]))
-    return Windows(first, SIDES, 7), Windows(second, SIDES, 7)
+    sides, which = Sides.of((7, 5, 3), torch.device("cpu")), torch.tensor([1, 1, 2])
+    return Windows(sides, which, first), Windows(sides, which, second)
 
 
 def masks() -> tuple[Tensor, Tensor]:
@@ -37,7 +38,7 @@ def moved(channels: int, order: int) -> tuple[Tensor, Tensor]:
     best = square_bumps.to_norm(best, EPS, order)
     first, second = windows()
     turned = torch.tensor([False, True, False])
-    bump = square_bumps.window_bumps(first, torch.ones(3, channels), turned, 14, order)
+    bump = square_bumps.window_bumps(first, torch.ones(3, channels), turned, order)
     return best, square_bumps.move(best, first, second, bump, EPS, order)
 
 
