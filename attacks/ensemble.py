@@ -145,7 +145,7 @@ class _Deployed(Around):
         self.network = classifier.module
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.fed(x))  # type: ignore[operator]
+        logits: Tensor = self.network(self.fed(x))
         return logits
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class Tally:
     forwards: int = 0
     backwards: int = 0
     queries: int = 0
+    margin: float = math.inf
+    """Smallest margin that a certifier has proven."""
     complete: bool = False
     note: str = ""
 
@@ -210,6 +213,7 @@ class Bench:
         else:
             assert isinstance(stage.method, Certifier)
             self.evidence.proved(at, unit["radius"], stage.method.guarantee, stage.number, unit.get("stricter"))
+            tally.margin = min([tally.margin, *unit["margin"][unit["radius"] >= 0].tolist()])
         tally.seconds += float(unit["seconds"][0])
         tally.forwards += int(unit["queries"].sum())
         tally.queries += int(unit["queries"].sum()) if stage.kind == "attack" else 0

@@ -78,7 +78,7 @@ def stage_rows(
     stages: Sequence[Stage], tallies: dict[int, Tally], history: dict[int, tuple[float, float]], evidence: Evidence
 ) -> list[dict[str, Any]]:
     """One row per stage that has begun; accuracies are cumulative, at the stage's own budget, `proven` counts
-    what a certifier alone has proven there."""
+    what a certifier alone has proven there, with margins of at least `margin` in the arithmetic `dtype`."""
     rows = []
     for stage in stages:
         if stage.number not in tallies:
@@ -106,7 +106,9 @@ def stage_rows(
         if isinstance(stage.method, Certifier):
             _, radii = evidence.proofs.get(stage.number, ("", np.full(len(evidence), -np.inf)))
             held = stage.number not in evidence.suspect
-            rows[-1] |= {"guarantee": stage.method.guarantee, "proven": int((radii >= float_below(stage.eps)).sum()) if held else 0}
+            proven = int((radii >= float_below(stage.eps)).sum()) if held else 0
+            margin = tally.margin if np.isfinite(tally.margin) else None
+            rows[-1] |= {"guarantee": stage.method.guarantee, "dtype": stage.method.dtype or "float32", "proven": proven, "margin": margin}
     return rows
 
 

@@ -259,12 +259,12 @@ def _proofs(summary: Mapping[str, Any], console: Console) -> Table:
     rows = proofs(summary)
     table.add_column("certifier", overflow="fold", max_width=24)
     budgets = len({row.eps for row in rows}) > 1
-    for name in [*(["eps"] if budgets else []), "given", *CLASSES, "each"]:
+    for name in [*(["eps"] if budgets else []), "given", *CLASSES, "margin", "each"]:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("guarantee", no_wrap=True)
     for row in rows:
         counts = ["-" if count is None else f"{count:,}" for count in row.proven.values()]
-        cells = [*([row.eps] if budgets else []), f"{row.given:,}", *counts, milliseconds(row.each)]
+        cells = [*([row.eps] if budgets else []), f"{row.given:,}", *counts, row.margin, milliseconds(row.each)]
         first = _fit(Text(row.label, style=f"bold {_colours(console)['certified']}"), console)
         table.add_row(first, *(Text(_spaced(cell)) for cell in cells), _fit(Text(row.guarantee), console))
     return table

@@ -170,6 +170,9 @@ class Proofs:
     each: float
     """Milliseconds a sample."""
     guarantee: str
+    """With the arithmetic it was computed in."""
+    margin: str
+    """The smallest one proven."""
     note: str
 
 
@@ -182,7 +185,9 @@ def proofs(summary: Mapping[str, Any]) -> list[Proofs]:
         mine, seconds = guarantee_class(stage["guarantee"]), float(stage["seconds"])
         proven = {kind: int(stage["proven"]) if kind == mine else None for kind in CLASSES}
         each, note = 1000 * seconds / int(stage["received"]), str(stage.get("note", ""))
-        rows.append(Proofs(label, str(stage["eps"]), int(stage["received"]), proven, seconds, each, str(stage["guarantee"]), note))
+        held = ", ".join(str(stage[name]) for name in ("guarantee", "dtype") if name in stage)
+        margin = "-" if stage.get("margin") is None else f"{float(stage['margin']):.2g}"
+        rows.append(Proofs(label, str(stage["eps"]), int(stage["received"]), proven, seconds, each, held, margin, note))
     return rows
 
 
