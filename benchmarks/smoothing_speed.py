@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--radius", nargs="+", default=["0.5", "1.0"], help="l2 radii to decide")
     parser.add_argument("--n", type=int, default=10_000, help="draws an image (default 10000)")
     parser.add_argument("--images", type=int, default=100, help="images to certify (default 100)")
-    parser.add_argument("--looks", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--looks", type=int, nargs="+", default=[1, 3, 5])
     parser.add_argument("--draws", type=int, default=4096, help="draws an image in a round of the speed test")
     parser.add_argument("--repeats", type=int, default=15, help="measured rounds (default 15)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from robustkit.certify import ops
 from robustkit.certify.forms import Dense, Form, Groups, Windows, densify
+from robustkit.fastlinear import linear
 
 AdjointRule = Callable[[Any, Form, list[tuple[int, ...]], tuple[int, ...], Groups], list[Form]]
 ADJOINT_RULES: dict[type[ops.Op], AdjointRule] = {}
@@ -58,7 +59,7 @@ def product(op: ops.Affine, form: Form, inputs: list[tuple[int, ...]], result: t
 
 @adjoint_rule(ops.Linear)
 def _linear(op: ops.Linear, form: Form, inputs: list[tuple[int, ...]], result: tuple[int, ...], groups: Groups) -> list[Form]:
-    return [Dense(densify(form, result, groups).coef @ op.weight)]
+    return [Dense(linear(densify(form, result, groups).coef, op.weight.t()))]
 
 
 @adjoint_rule(ops.Reshape)

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustkit.fastlinear import linear
+
 
 class Op(ABC):
     """One operation of the graph."""
@@ -52,7 +54,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     missing = -x.shape[-1] % 4
     if missing:
         x, weight = F.pad(x, (0, missing)), F.pad(weight, (0, missing))
-    return F.linear(x, weight, bias)
+    return linear(x, weight, bias)
 
 
 @dataclass(frozen=True, eq=False)

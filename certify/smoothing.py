@@ -78,6 +78,7 @@ class SmoothingCertifier(StatisticalCertifier):
     threats: ClassVar[tuple[str, ...]] = ("l2", "l1")
     guarantee = "statistical(alpha)"
     paper = "Cohen et al. 2019"
+    version = 2
 
     def __post_init__(self) -> None:
         if self.sigma is not None and self.sigma <= 0:
@@ -88,8 +89,8 @@ class SmoothingCertifier(StatisticalCertifier):
             raise BadInput(f"smoothing: alpha is {float(self.alpha):g}: expected a probability above 0 and below 1, such as 0.001")
         if self.n0 < 1 or self.n < self.n0:
             raise BadInput(f"smoothing: n is {self.n}, n0 {self.n0}: expected n at least n0, n0 at least 1")
-        if not 1 <= self.looks <= 6:
-            raise BadInput(f"smoothing: looks is {self.looks}: expected 1 to 6")
+        if not 1 <= self.looks <= 10:
+            raise BadInput(f"smoothing: looks is {self.looks}: expected 1 to 10")
         object.__setattr__(self, "guarantee", f"statistical({float(self.alpha):g})")
 
     @property
@@ -104,11 +105,15 @@ class SmoothingCertifier(StatisticalCertifier):
         return smoothed(classifier, Smoothing(self.sigma, **{key: value for key, value in how.items() if value}))
 
     @property
+    def certifying(self) -> set[int]:
+        """Draws after which certificates are given: n, 3n/10, n/10, 3n/100, ... (`looks` of them)."""
+        return {(3 if k % 2 else 1) * self.n // 10 ** ((k + 1) // 2) for k in range(self.looks)} - {0}
+
+    @property
     def schedule(self) -> list[int]:
-        """Draws after which is looked whether to go on, the last n; at n, n/10, ... (`looks` of them) certificates are given."""
+        """Draws after which is looked whether to go on, the last n."""
         every = {self.n * k // 10 for k in range(1, 11)} | {3 * self.n // 10**k for k in range(2, 7)}
-        certifying = {self.n // 10**k for k in range(self.looks)}
-        return [draws for draws in sorted(every | certifying) if draws >= min(64, self.n) or draws in certifying]
+        return [draws for draws in sorted(every | self.certifying) if draws >= min(64, self.n) or draws in self.certifying]
 
     def sample(self, classifier: Classifier, threat: Threat, seed: int) -> Callable[..., tuple[Tensor, ...]]:
         self.accepts(threat)
@@ -162,7 +167,7 @@ class SmoothingCertifier(StatisticalCertifier):
         share = float(self.alpha) / self.looks
         drawn: Drawn | None = None
         wanted = None if eps is None else eps.cpu().numpy()
-        done, certifying = 0, {self.n // 10**k for k in range(self.looks)}
+        done = 0
         for upto in self.schedule:
             at = np.flatnonzero(alive)
             if not len(at):
@@ -174,7 +179,7 @@ class SmoothingCertifier(StatisticalCertifier):
             drawn.add(at, sums, squares)
             draws[at] += upto - done
             drawn.draws = done = upto
-            if upto in certifying:
+            if upto in self.certifying:
                 bound, found = self.judged(drawn.pick(at), label[at], share, network.smoothing)
                 margin[at] = np.maximum(margin[at], bound - 0.5)
                 radius[at] = np.where(found > 0, np.maximum(radius[at], found), radius[at])

@@ -1,20 +1,30 @@
-"""Faster linear layers on x86 CPUs: the same numbers up to rounding, for the search only.
+"""Faster linear layers on x86 CPUs: the same numbers up to rounding.
 
 torch multiplies dense matrices with MKL, which keeps its fastest kernels from other makers' processors;
 oneDNN, which torch has for convolutions, does not: there it is twice as fast. Rounding differs from
-torch's in the last bits, but not with the batch; the Judge and the certifiers use the unchanged network.
+torch's in the last bits, but not with the batch. Attacks search through such layers, bounds are
+propagated with `linear`; the Judge uses the unchanged network.
 """
 
 from __future__ import annotations
 
 import platform
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 LEAST = 1024
 """Fewest weights of a layer for which the call pays."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b for x (..., in) and weights (out, in): torch's own where oneDNN has nothing to offer or a gradient is wanted."""
+    graph = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    plain = graph or x.device.type != "cpu" or x.dtype != torch.float32 or weight.numel() < LEAST or not _has_onednn()
+    return functional.linear(x, weight, bias) if plain else _product(x, weight, bias)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -58,6 +68,7 @@ def gains(module: nn.Module) -> bool:
     return _has_onednn()
 
 
+@cache
 def _has_onednn() -> bool:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return x86 and bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
