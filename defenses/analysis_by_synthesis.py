@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import streams
-from robustkit.defenses.recipe import Minibatch, Objective, Recipe
+from robustkit.defenses.recipe import Minibatch, Objective, Question, Recipe
 from robustkit.errors import BadInput
 from robustkit.models.architecture import output_shape, skeleton
 from robustkit.models.synthesis import Synthesis, synthesis_of
@@ -60,6 +60,9 @@ class AnalysisBySynthesis(Recipe):
             sides = " or ".join(f"{side}x{side}" for side in LAYOUTS)
             raise BadInput(f"recipe abs: images are {'x'.join(map(str, shape))}: it has autoencoders for grey images of {sides} pixels")
         return f"abs({output_shape(text, shape)[0]},{self.latent},{shape[1]})"
+
+    def question(self, file: str) -> Question:
+        return Question(file, "l2:1.5", ("abs",), images=20)
 
     def bind(self, network: nn.Module) -> Objective:
         try:

@@ -23,8 +23,9 @@ from robustkit.certify.ops import Input
 from robustkit.certify.region import Region
 from robustkit.defenses.bound_balance import imbalance
 from robustkit.defenses.bound_start import start_tight
-from robustkit.defenses.recipe import Minibatch, Objective, Recipe
+from robustkit.defenses.recipe import Minibatch, Objective, Question, Recipe
 from robustkit.defenses.schedules import late_decay, ramp
+from robustkit.spec import number_text
 
 LEAST = 1e-3
 """Share of the budget at which the regulariser looks before the budget has grown to that: rounding is far below."""
@@ -66,6 +67,9 @@ class BoundTraining(Recipe):
     def initialise(self, network: nn.Module, seed: int) -> None:
         if self.start == "tight":
             start_tight(network, seed)
+
+    def question(self, file: str) -> Question:
+        return Question(file, f"linf:{number_text(self.eps)}", ("ibp", "crown-ibp"))
 
     @abstractmethod
     def check(self, network: Network) -> None:

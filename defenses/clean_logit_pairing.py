@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from robustkit.defenses.augment import noisy
 from robustkit.defenses.logit_pairing import apart
-from robustkit.defenses.recipe import Minibatch, Objective, Recipe
+from robustkit.defenses.recipe import Minibatch, Objective, Question, Recipe
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class CleanLogitPairing(Recipe):
         super().__post_init__()
         self.require(self.weight >= 0, "weight", "a weight of at least 0, for example 0.5")
         self.require(self.sigma >= 0, "sigma", "a standard deviation of at least 0, for example 0.5")
+
+    def question(self, file: str) -> Question:
+        return Question(file, "linf:0.3")
 
     def bind(self, network: nn.Module) -> Objective:
         def loss(batch: Minibatch) -> Tensor:

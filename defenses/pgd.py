@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from robustkit.attacks.pgd import PGD
 from robustkit.defenses.inner import Inner
-from robustkit.defenses.recipe import Minibatch, Objective, Recipe
+from robustkit.defenses.recipe import Minibatch, Objective, Question, Recipe
 from robustkit.defenses.schedules import ramp
 from robustkit.errors import unknown
 from robustkit.spec import Spec, build, parse
@@ -47,6 +47,9 @@ class AdversarialTraining(Recipe):
         self.require(self.step_size > 0, "step_size", "a share of eps above 0, for example 1/4")
         self.require(0 <= self.rise <= 1, "rise", "a share from 0 to 1, for example 0.3")
         family(self.threat, self.eps)
+
+    def question(self, file: str) -> Question:
+        return Question(file, str(family(self.threat, self.eps).spec))
 
     def bind(self, network: nn.Module) -> Objective:
         inner = Inner(PGD(steps=self.steps, step_size=self.step_size), network, family(self.threat, self.eps))

@@ -36,6 +36,19 @@ Objective = Callable[[Minibatch], Tensor]
 
 
 @dataclass(frozen=True)
+class Question:
+    """What to ask of a trained model first, in the words of `robustkit evaluate`."""
+
+    model: str
+    """What is deployed."""
+    threat: str
+    certifiers: tuple[str, ...] = ("ibp",)
+    images: int = 200
+    suite: str = "standard"
+    """What to go on with for a figure to report."""
+
+
+@dataclass(frozen=True)
 class Recipe(Method):
     """Base of all recipes: frozen dataclasses whose fields are the hyper-parameters.
 
@@ -70,6 +83,10 @@ class Recipe(Method):
 
     def initialise(self, network: nn.Module, seed: int) -> None:
         """Change the first weights in place; PyTorch's, drawn from the seed, stay unless a recipe says otherwise."""
+
+    def question(self, file: str) -> Question:
+        """The threat that the recipe trains against, for the model that its file makes."""
+        return Question(file, "linf:0.1")
 
     @abstractmethod
     def bind(self, network: nn.Module) -> Objective:

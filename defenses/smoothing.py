@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustkit.defenses.augment import noisy
-from robustkit.defenses.recipe import Minibatch, Objective, Recipe
+from robustkit.defenses.recipe import Minibatch, Objective, Question, Recipe
+from robustkit.spec import number_text
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class GaussianTraining(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(0 < self.sigma <= 100, "sigma", "a standard deviation above 0, for example 0.25 or 0.5")
+
+    def question(self, file: str) -> Question:
+        sigma = number_text(self.sigma)
+        return Question(f"smooth:({file}),sigma={sigma}", f"l2:{sigma}", ("smoothing",), images=50, suite="rand")
 
     def bind(self, network: nn.Module) -> Objective:
         def loss(batch: Minibatch) -> Tensor:

@@ -52,6 +52,7 @@ def parser() -> Parser:
     one.add_argument("--data", default="digits", help=f"{_DATA} (split=train unless said)")
     one.add_argument("--arch", metavar="NAME", help="architecture (default: fits the image size)")
     one.add_argument("--out", required=True, metavar="FILE", help="FILE.safetensors; an interrupted training resumes")
+    one.add_argument("--no-evaluation", action="store_true", help="leave out the first look at held-back images")
     _shared(one)
 
     one = _command(commands, "reprogram", "make a frozen model do another task with one frame around its images (a study)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from robustkit.cli.leaderboard import compare as compare
 from robustkit.cli.leaderboard import leaderboard as leaderboard
 from robustkit.cli.listings import describe, listing_of
-from robustkit.errors import Missing
+from robustkit.errors import BadInput, Missing
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -76,7 +77,7 @@ def _answer(args: argparse.Namespace, evaluation: Any, gate: str, *, certifiers:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train a recipe; prints where the file is."""
+    """Train a recipe; prints where the file is and, on images that it has not seen, a first bracket."""
     from robustkit import registry
 
     registry.find("defense", "standard")
@@ -84,7 +85,38 @@ def train(args: argparse.Namespace) -> int:
 
     path = run(args.recipe, args.data, arch=args.arch, out=args.out, seed=args.seed, device=args.device, root=args.data_root)
     print(path)
-    return 0
+    return 0 if args.no_evaluation else _first_look(args, path)
+
+
+def _first_look(args: argparse.Namespace, trained: Any) -> int:
+    """Evaluate what was trained with the suite quick; where nothing is held back, say so."""
+    from robustkit.data import load_data
+    from robustkit.defenses.recipe import load_recipe
+    from robustkit.engine import evaluate as run
+    from robustkit.tables import bracket_table, terminal
+
+    question, seen = load_recipe(args.recipe).question(str(trained)), trained.metadata["data"]
+    unseen = re.sub(r"n=\d+,split=train", "split=test", seen)
+    options = {
+        "suite": "quick",
+        "certifiers": [*question.certifiers],
+        "device": args.device,
+        "seed": args.seed,
+        "data_root": args.data_root,
+    }
+    try:
+        if unseen == seen:
+            raise BadInput(f"{seen} is not a training split: nothing is held back from it")
+        held = unseen.replace("split=test", f"n={min(question.images, len(load_data(unseen, args.data_root)))},split=test")
+        found = run(question.model, held, question.threat, **options)
+    except (BadInput, Missing) as problem:
+        print(f"robustkit: not evaluated: {problem}", file=sys.stderr)
+        return 0
+    bracket_table(found.summary())
+    whole = ["robustkit", "evaluate", question.model, "--data", re.split(r"[:,]n=", seen)[0], "--threat", question.threat]
+    whole += [] if question.suite == "standard" else ["--suite", question.suite]
+    terminal().print(f"\nA first look, by weak attacks. For a figure to report:\n{shlex.join(whole)}", soft_wrap=True)
+    return int(found.exit_code)
 
 
 def reprogram(args: argparse.Namespace) -> int:

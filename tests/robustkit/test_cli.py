@@ -254,7 +254,7 @@ def test_a_users_own_module_needs_no_change(place: Path, capsys: pytest.CaptureF
 
 
 def test_training_then_evaluating_what_was_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "standard:epochs=1", "--data", "digits:n=200", "--out", "trained.safetensors"]) == 0
+    assert main(["train", "standard:epochs=1", "--data", "digits:n=200", "--out", "trained.safetensors", "--no-evaluation"]) == 0
     assert capsys.readouterr().out.strip() == "trained.safetensors"
     assert main(["evaluate", "trained.safetensors", "--data", "digits:n=20", "--attack", "fgsm", "--json"]) == 0
     checks = {d["check"]: d["status"] for d in json.loads(capsys.readouterr().out)["diagnostics"]}
@@ -262,6 +262,37 @@ def test_training_then_evaluating_what_was_trained(place: Path, capsys: pytest.C
     assert main(["evaluate", "trained.safetensors", "--data", "digits:n=20,split=train", "--attack", "fgsm", "--json"]) == 0
     checks = {d["check"]: d["status"] for d in json.loads(capsys.readouterr().out)["diagnostics"]}
     assert checks["training data"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "further"),
+    [
+        ("pgd:eps=0.05,epochs=1", "trained.safetensors", "--threat linf:0.05"),
+        ("crown-ibp:eps=0.05,epochs=1", "trained.safetensors", "--threat linf:0.05"),
+        ("smoothing:sigma=0.25,epochs=1", "smooth:(trained.safetensors),sigma=", "--threat l2:0.25 --suite rand"),
+        ("standard:epochs=1", "trained.safetensors", "--threat linf:0.1"),
+    ],
+)
+def test_training_ends_with_a_first_look_at_held_back_images(
+    recipe: str, model: str, further: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", recipe, "--data", "digits:n=100", "--out", "trained.safetensors"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("trained.safetensors\n")
+    assert f"{model}" in told
+    assert "digits:n=" in told and "split=test" in told
+    assert f"--data digits {further}\n" in told
+    (run,) = (place / "runs").iterdir()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["model"]["spec"].startswith(model)
+    assert {d["check"]: d["status"] for d in summary["diagnostics"]}["training data"] in ("pass", "skipped")
+
+
+def test_training_on_a_split_with_nothing_held_back_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "standard:epochs=1", "--data", "digits:n=50,split=test", "--out", "trained.safetensors"]) == 0
+    told = capsys.readouterr()
+    assert told.out == "trained.safetensors\n"
+    assert "not evaluated" in told.err and "nothing is held back" in told.err
 
 
 @pytest.mark.parametrize("what", ["attacks", "certifiers", "defenses", "recipes", "models", "data", "suites", "threats"])
