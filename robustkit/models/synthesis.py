@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import streams
+from robustkit.fastlinear import linear
 from robustkit.models.vae import LAYOUTS, VAE, Decoders
 from robustkit.numerics import pad_rows
 
@@ -44,7 +45,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self.ready: dict[torch.dtype, tuple[tuple[int, torch.device], Decoders]] = {}
-        self.table: tuple[tuple[int, torch.device], Tensor, Tensor] | None = None
+        self.table: tuple[tuple[int, torch.device], Tensor, Tensor, Tensor] | None = None
         self.last: dict[torch.dtype, tuple[tuple[int, torch.device], Tensor, Tensor]] = {}
 
     def __deepcopy__(self, memo: Any) -> _Memory:
@@ -140,11 +141,11 @@ class Synthesis(nn.Module):
 
     def nearest_start(self, x: Tensor, slack: Tensor | None = None) -> Tensor:
         """(R,K,L) of the fixed latents, for each class the one of the lowest energy."""
-        latents, images = self._table()
-        flat = x.flatten(1).float()
-        cost, best = latents.square().sum(1) / 2, []
-        for decoded in images:  # one matrix product a class: all of them at once would need ten times the memory
-            energy = decoded.square().sum(1) + cost - 2 * flat @ decoded.t()
+        latents, images, alone = self._table()
+        flat, best = x.flatten(1).float(), []
+        cost = latents.square().sum(1) / 2
+        for decoded, own in zip(images, alone):  # one matrix product a class: all of them at once would need ten times the memory
+            energy = own - 2 * linear(flat, decoded)
             if slack is None:
                 best.append(latents[energy.argmin(1)])
                 continue
@@ -186,8 +187,8 @@ class Synthesis(nn.Module):
             z = shortened(z - RATE * move)
         return lowest, best
 
-    def _table(self) -> tuple[Tensor, Tensor]:
-        """The fixed latents (S,L) and what the decoders make of them (K,S,D), in float32."""
+    def _table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The fixed latents (S,L), what the decoders make of them (K,S,D), and their energies for a black image (K,S), in float32."""
         key = self._weights()
         if self.memory.table is None or self.memory.table[0] != key:
             self.memory.table = None
@@ -195,7 +196,8 @@ class Synthesis(nn.Module):
             with torch.no_grad():
                 parts = torch.split(latents[:, None].expand(-1, self.classes, -1), _DECODED)
                 images = torch.cat([self.decoders(torch.float32)(part).transpose(0, 1) for part in parts], 1)
-            self.memory.table = (key, latents, images)
+            alone = torch.stack([decoded.square().sum(1) for decoded in images]) + latents.square().sum(1) / 2
+            self.memory.table = (key, latents, images, alone)
         return self.memory.table[1:]
 
     def _weights(self) -> tuple[int, torch.device]:
