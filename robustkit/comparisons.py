@@ -12,8 +12,10 @@ surrogate is the model itself with its gradients averaged over noise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from robustkit import registry, streams
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import choose, clear_margin
+from robustkit.plan import Stage
 from robustkit.probing import Probe, Verdict, flagged
 from robustkit.threats import Threat
 from robustkit.views import ScoreView
@@ -65,10 +68,36 @@ class Comparisons:
     """The checks that run attacks side by side."""
 
     probe: Probe
+    stages: Sequence[Stage] = ()
+    """The run's own."""
 
     def black_box(self) -> Verdict:
-        """Square, which sees scores only."""
-        return self._against("square:queries=1000", "use black-box attacks as well (--suite standard): gradients mislead here")
+        """Square, which sees scores only; where the run has sent such an attack after its gradient attacks, what that has found."""
+        cure = "use black-box attacks as well (--suite standard): gradients mislead here"
+        own = self._own_black_box()
+        if own is None:
+            return self._against("square:queries=1000", cure)
+        numbers, attack = own
+        probe = self.probe
+        found = probe.broken & np.isin(probe.evidence.upper_stage[probe.at], numbers)
+        gains = int(found.sum())
+        message = f"the run's {attack.name} breaks {gains} of {len(probe)} probe samples that its gradient attacks do not"
+        if not flagged(gains, 0, len(probe)):
+            return "pass", message, ""
+        losses = int((probe.broken & ~found & ~probe.attack(attack, among=probe.broken & ~found)).sum())
+        if not flagged(gains, losses, len(probe)):
+            return "pass", f"{message}, and misses {losses} that they do", ""
+        return "warn", f"{message}, and misses {losses} that they do", "report this figure, not one by gradient attacks alone"
+
+    def _own_black_box(self) -> tuple[list[int], Attack] | None:
+        """The run's last stages that need no gradient, behind one that follows gradients, and the last one's attack."""
+        attacks = [s for s in self.stages if isinstance(s.method, Attack) and s.mode == "settle"]
+        first = next((i for i, s in enumerate(attacks) if getattr(s.method, "access", "") == "gradient"), len(attacks))
+        without = [s for s in attacks[first:] if getattr(s.method, "access", "") != "gradient"]
+        if not without or without[-1] is not attacks[-1]:
+            return None
+        assert isinstance(without[-1].method, Attack)
+        return [s.number for s in without], without[-1].method
 
     def single_step(self) -> Verdict:
         return self._against("fgsm", "the loss is too rough to follow: use more restarts and black-box attacks (--suite standard)")

@@ -53,7 +53,7 @@ class Examination:
 
     def run(self) -> list[Finding]:
         """All findings, in a fixed order."""
-        compare = Comparisons(self.probe)
+        compare = Comparisons(self.probe, self.stages)
         always = [self.enough_samples, self.training_data, self.clean_accuracy, self.train_mode]
         of_the_probe = [self.softmax, self.repeatable, self.zero_gradients, compare.finite_differences]
         of_attacks = [

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from robustkit import evaluate
 from robustkit.classifier import Classifier
 from robustkit.comparisons import Comparisons, Noise, outermost
 from robustkit.data import load_data
@@ -78,7 +81,7 @@ def make() -> Make:
 
 
 def statuses(compare: Comparisons) -> dict[str, str]:
-    checks = [getattr(compare, name) for name in vars(Comparisons) if name[0] != "_" and name != "probe"]
+    checks = [getattr(compare, name) for name in vars(Comparisons) if name[0] != "_" and callable(getattr(compare, name))]
     return {check.__name__: finding(check.__name__, check)["status"] for check in checks}
 
 
@@ -153,3 +156,14 @@ def test_the_outermost_points_lie_within_the_budget_and_noise_is_reproducible(th
     one, two = (Noise(20)(load_model("zoo:digits-standard"), x, y, threat=threat, batch_size=size) for size in (16, 32))
     assert torch.equal(one.success, two.success)
     assert torch.equal(one.size, two.size)
+
+
+def test_the_runs_own_black_box_attack_tells_without_another_run(network: nn.Module, tmp_path: Path) -> None:
+    """Of turned gradients Square breaks what PGD does not: a warning, the run has found them; of a sound model it gains nothing."""
+    told = []
+    for number, model in enumerate((Before(network, turned), network)):
+        options: dict[str, Any] = {"attacks": ["pgd:steps=5", "square:queries=300"], "certifiers": "none", "progress": False}
+        run = evaluate(Classifier(model), load_data("digits:n=100"), "linf:0.25", out=tmp_path / str(number), report=False, **options)
+        told.append({entry["check"]: entry for entry in run.summary()["diagnostics"]}["black box"])
+    assert [entry["status"] for entry in told] == ["warn", "pass"]
+    assert all(entry["message"].startswith("the run's square breaks ") for entry in told)
