@@ -44,6 +44,8 @@ class Row:
     """More than a millisecond a forward pass: 100 images, the suite `quick` and 200 queries of Square."""
     adaptive: tuple[str, ...] = ()
     """Attacks made for this defense, where `standard` is not already the strongest that is known."""
+    unchecked: bool = False
+    """So slow that the honesty checks and the test of the attacks would take hours."""
     random: bool = False
     """Its answer is a vote over noise: 100 images, PGD-20 over draws of the noise, certificates by sampling."""
     data: str = "mnist"
@@ -146,6 +148,8 @@ ROWS = (
         "none published",
         claim=0.08,
         slow=True,
+        unchecked=True,
+        adaptive=("envelope:steps=60", "latent-descent"),
     ),
     Row(
         "ABS, l2",
@@ -156,6 +160,8 @@ ROWS = (
         "none published",
         claim=0.8,
         slow=True,
+        unchecked=True,
+        adaptive=("envelope:steps=60", "latent-descent"),
     ),
     Row(
         "smoothing",

@@ -42,15 +42,17 @@ def command(row: Row, kind: str, n: int | None, seed: int) -> list[str] | None:
     """The arguments of `robustkit` for one run of a row; None where the row has no such run."""
     images = n or (100 if row.slow or row.random else row.n)
     words = ["evaluate", row.model, "--data", f"{row.data}:n={images}", "--threat", row.threat, "--seed", str(seed)]
+    words += ["--checks", "off"] if row.unchecked else []
+    test = [] if row.unchecked else ["--check-attack"]
     if kind == "naive":
         return [*words, "--attack", "pgd:steps=40,eot=1" if row.random else "pgd:steps=40", "--certifier", "none", "--adaptive", "off"]
     if kind == "adaptive":
-        return [*words, *_attacks(row.adaptive), "--certifier", "none", "--check-attack"] if row.adaptive else None
+        return [*words, *_attacks(row.adaptive), "--certifier", "none", *test] if row.adaptive else None
     if row.random:
         return [*words, "--attack", "pgd:steps=20", "--certifier", "smoothing"]
     if row.slow:
-        return [*words, *_attacks((*suite("quick", load_threat(row.threat)).attacks, "square:queries=200")), "--check-attack"]
-    return [*words, "--suite", "standard", "--check-attack"]
+        return [*words, *_attacks((*suite("quick", load_threat(row.threat)).attacks, "square:queries=200")), *test]
+    return [*words, "--suite", "standard", *test]
 
 
 def folder(row: Row, words: Sequence[str], root: Path) -> Path:

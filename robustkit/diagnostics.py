@@ -50,6 +50,8 @@ class Examination:
     pool: Callable[[], Data] | None = None
     attacks: bool = True
     """Whether to examine the run's attacks."""
+    off: bool = False
+    """Look at what costs nothing only."""
 
     def run(self) -> list[Finding]:
         """All findings, in a fixed order."""
@@ -66,7 +68,8 @@ class Examination:
             compare.black_box,
         ]
         findings = []
-        for check in [*always, *of_the_probe, *(of_attacks if self.attacks else [])]:
+        of_the_model = [*of_the_probe, *(of_attacks if self.attacks else [])]
+        for check in [*always, *([] if self.off else of_the_model)]:
             self.tick(0)
             name = check.__name__.replace("_", " ")
             lacking = ""
@@ -75,7 +78,12 @@ class Examination:
             elif check in of_attacks and not self.used:
                 lacking = "no attack was run"
             findings.append(Finding(check=name, status="skipped", message=lacking, cure="") if lacking else finding(name, check))
-        if not self.attacks and self.used:
+        if self.off:
+            message = "the honesty checks were switched off: nobody has looked whether gradients mislead the attacks"
+            findings.append(
+                Finding(check="checks", status="warn", message=message, cure="the same command without --checks off makes them")
+            )
+        elif not self.attacks and self.used:
             spared = "the attack only spares the certifiers work: the empirical figure is no test of robustness"
             findings.append(Finding(check="attacks", status="skipped", message=spared, cure="use robustkit evaluate for that"))
         return findings

@@ -110,6 +110,8 @@ class Run:
     proving: bool = False
     """Whether certifiers are its point: attacks then only spare them work, and are not examined."""
     check_attack: bool = False
+    unchecked: bool = False
+    """Without the honesty checks that attack the model."""
     history: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Stage -> robust and certified accuracy after it, at its budget."""
     findings: list[Finding] = field(default_factory=list)
@@ -205,12 +207,14 @@ class Run:
         assert self.bench is not None
         bench = self.bench
         subject = (self.judge, self.data, bench.evidence, bench.logits, bench.targets, self.stages)
-        examination = Examination(*subject, self.seed, self.batch_size, self.clock.tick, self.pool, not self.proving)
+        options = (self.seed, self.batch_size, self.clock.tick, self.pool, not self.proving, self.unchecked)
+        examination = Examination(*subject, *options)
         held = self.store.read_json("diagnostics.json")
         if held is None:
             with self.clock.stage("honesty checks", 1):
                 held = examination.run()
-            self.store.write_json("diagnostics.json", held)
+            if not self.unchecked:
+                self.store.write_json("diagnostics.json", held)
         tested = self.store.read_json("check-attack.json")
         if tested is None and self.check_attack:
             with self.clock.stage("binary tasks", 1):

@@ -38,6 +38,7 @@ def parser() -> Parser:
     one.add_argument("--labels", default="given", help="given, or predicted: the stability of the model's own answers")
     one.add_argument("--curve", action="store_true", help="search every sample's radius, for accuracies between the budgets")
     one.add_argument("--adaptive", default="auto", help="auto: use what the defense declares; off: attack it only as deployed")
+    one.add_argument("--checks", default="auto", help="auto: the honesty checks; off: for models that take seconds an image")
     one.add_argument("--check-attack", action="store_true", help="also test the attacks on tasks with a known adversarial example")
     one.add_argument("--fail-under", type=_share, metavar="SHARE", help="exit 1 when robust accuracy is below this share")
 

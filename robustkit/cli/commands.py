@@ -22,7 +22,13 @@ def evaluate(args: argparse.Namespace) -> int:
     from robustkit.engine import evaluate as run
 
     options = {"suite": args.suite, "attacks": args.attack, "certifiers": args.certifier, "goal": args.goal, "labels": args.labels}
-    options |= {"curve": args.curve, "check_attack": args.check_attack, "adaptive": args.adaptive, "sound": args.sound}
+    options |= {
+        "curve": args.curve,
+        "check_attack": args.check_attack,
+        "adaptive": args.adaptive,
+        "sound": args.sound,
+        "checks": args.checks,
+    }
     return _answer(args, run(args.model, args.data, args.threat, **options, **_options(args)), "robust_accuracy")
 
 

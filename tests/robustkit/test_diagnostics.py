@@ -15,6 +15,7 @@ from robustkit.comparisons import Comparisons
 from robustkit.data import load_data
 from robustkit.diagnostics import flagged
 from robustkit.engine import certify, evaluate
+from robustkit.errors import BadInput
 from robustkit.models import load_model, zoo_names
 
 DATA = "digits:n=220"
@@ -228,3 +229,17 @@ def test_of_a_run_of_certifiers_the_attack_is_not_examined(digits_models: dict[s
     assert "converged" not in checks
     assert checks["attacks"]["status"] == "skipped"
     assert "no test of robustness" in checks["attacks"]["message"]
+
+
+def test_checks_switched_off_are_a_warning_and_made_up_for_by_the_same_run(digits_models: dict[str, str], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"attacks": ["pgd:steps=2"], "out": tmp_path / "run", "report": False, "progress": False}
+    found = []
+    for checks in ("off", "auto"):
+        run = evaluate(digits_models["standard"], "digits:n=20", "linf:0.06", checks=checks, **options)
+        found.append({entry["check"]: entry["status"] for entry in run.summary()["diagnostics"]})
+    assert found[0]["checks"] == "warn"
+    assert "converged" not in found[0] and "zero gradients" not in found[0]
+    assert "clean accuracy" in found[0]
+    assert "checks" not in found[1] and "converged" in found[1]
+    with pytest.raises(BadInput, match="checks"):
+        evaluate(digits_models["standard"], "digits:n=20", checks="of")
