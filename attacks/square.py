@@ -45,7 +45,7 @@ class Square(Attack):
     access = "score"
     threats = ("linf", "l2", "l1")
     paper = "Andriushchenko et al. 2020"
-    version = 5
+    version = 6
 
     def __post_init__(self) -> None:
         if self.queries < 2 or self.restarts < 1 or not 0 < self.share <= 1:
