@@ -6,7 +6,7 @@ Layers, joined by "-" (the position of a layer is its key in the state dict, as 
     avgpool(kernel[,sSTRIDE][,pPADDING])   maxpool(kernel[,sSTRIDE][,pPADDING])         globalavgpool
     relu   leakyrelu[(slope)]   sigmoid   tanh   dropout[(p)]   flatten
     dae(features,hidden[,kKERNEL][,noise=SIGMA][,always])  a denoising autoencoder, see models/denoiser.py
-    abs(classes,latent[,SIDE][,starts=N][,steps=N])        analysis by synthesis, a whole network, see models/synthesis.py
+    abs(classes,latent[,SIDE][,starts=N][,steps=N][,published])  analysis by synthesis, a whole network, see models/synthesis.py
     res(BODY|SHORTCUT)     BODY(x) + SHORTCUT(x); an empty SHORTCUT is the identity
 
 Nothing but this table can be built from a text, so a checkpoint's metadata cannot run code.
@@ -179,7 +179,7 @@ def _abs(a: _Arguments) -> nn.Module:
     starts, steps = a.named("starts", 8000), a.named("steps", 50)
     if not (starts == int(starts) and steps == int(steps) and 1 <= starts <= 10**6 and 0 <= steps <= 10**5):
         raise ValueError(f"starts={starts:g}, steps={steps:g}: expected whole numbers, at least 1 start and 0 steps")
-    return a.close(Synthesis(classes, latent, side, int(starts), int(steps)))
+    return a.close(Synthesis(classes, latent, side, int(starts), int(steps), a.flag("published")))
 
 
 def _pool(kind: Callable[[int, int, int], nn.Module]) -> Callable[[_Arguments], nn.Module]:

@@ -91,9 +91,10 @@ def test_energies_are_the_lowest_of_a_grid(latent: int, points: int) -> None:
             torch.testing.assert_close(found[:, number], lowest, rtol=1e-3, atol=2e-3)
 
 
-def test_logits_are_those_of_a_plain_second_implementation() -> None:
-    """Image by image and class by class, the network's own modules, autograd and torch's Adam."""
-    network = lively("abs(3,4,8,starts=50,steps=12)", seed=3)
+@pytest.mark.parametrize("published", [False, True])
+def test_logits_are_those_of_a_plain_second_implementation(published: bool) -> None:
+    """Image by image and class by class, the network's own modules, autograd and torch's Adam; also as the authors' code has it."""
+    network = lively(f"abs(3,4,8,starts=50,steps=12{',published' * published})", seed=3)
     model, x, starts = synthesis_of(network), images(5), fixed_latents(50, 4)
     logits = Classifier(network).logits(x)
     for i, image in enumerate(x):
@@ -107,16 +108,18 @@ def test_logits_are_those_of_a_plain_second_implementation() -> None:
 
             z = starts[energy(starts).argmin()].clone().requires_grad_()
             optimiser, seen = torch.optim.Adam([z], lr=0.05), []
-            for _ in range(12):
+            for _ in range(12 - published):
                 optimiser.zero_grad()
                 loss = energy(z)
                 seen.append(float(loss.detach()))
                 (loss.sum() / 64).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 with torch.no_grad():
+                    if published and float(z.norm()) > 5:
+                        z.abs_()
                     z.mul_(min(1.0, 5 / float(z.norm())))
             seen.append(float(energy(z.detach())))
-            assert float(logits[i, number]) == pytest.approx(-min(seen) / 64, rel=1e-4)
+            assert float(logits[i, number]) == pytest.approx(-(seen[-1] if published else min(seen)) / 64, rel=1e-4)
 
 
 def test_the_envelopes_gradient_is_that_of_the_deployed_model() -> None:
@@ -165,8 +168,7 @@ def test_start_latents_are_the_likeliest_of_a_normal_sample() -> None:
     z = fixed_latents(900, 2)
     assert torch.equal(z, fixed_latents(900, 2))
     length = z.square().sum(1)
-    assert bool((length.diff() >= 0).all())
-    assert float(length[-1]) == pytest.approx(-2 * math.log(0.1), rel=0.1), "90 % of a two-dimensional normal lie within"
+    assert float(length.max()) == pytest.approx(-2 * math.log(0.1), rel=0.1), "90 % of a two-dimensional normal lie within"
     assert float(z.mean().abs()) < 0.1
 
 
