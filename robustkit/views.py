@@ -146,7 +146,7 @@ class View:
             best = margin.view(count, points).argmax(1) + torch.arange(count, device=p.device) * points
         self._also((points * self.draws - 1) * ~self.book["done"])
         self._see(flat[best], logits[best])
-        if self.by_margin:
+        if self.by_margin and self.keep == "best":
             self._weigh(flat[best], margin[best])
         return self.goal.seen(logits, y).view(count, points, -1)
 
