@@ -108,7 +108,7 @@ def throughput(classifier: Classifier, data: Data, batch: int, repeats: int, clo
     rows = []
     for spec in BUSY:
         attack = registry.make("attack", spec)
-        count = min(len(data), 2 * max(1, batch // attack.width))
+        count = min(len(data), 2 * max(1, max(batch, 768) // attack.width))
         x, y = data.images(slice(0, count)), data.y[:count]
         full = x[torch.arange(batch) % count].to(classifier.device)
 
