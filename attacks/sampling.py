@@ -25,8 +25,6 @@ from robustkit.errors import BadInput, unknown
 from robustkit.spec import Spec, build, canonical, parse
 
 _LEVELS = 1 << 16
-_JUMP = 0x7F4A7C15 << 32
-"""What 2^32 draws move a stream's counter by (robustkit.streams), in 64 bits."""
 
 
 class Sampler(ABC):
@@ -110,7 +108,7 @@ def sampler_spec(given: str | Spec | Sampler) -> Spec:
 
 def at_step(keys: Tensor, steps: Tensor) -> Tensor:
     """(R,) keys for a row's draws of one step: the same stream as the row's own key, 2^32 values further on each step."""
-    return keys + (steps + 1) * _JUMP
+    return streams.further(keys, (steps + 1) << 32)
 
 
 def normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -7,6 +7,7 @@ they stop one short); `published_windows=true` brings the latter back.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cache
 
@@ -94,14 +95,13 @@ class Square(Attack):
 
     def _drawn(self, rows: Rows, count: int) -> Tensor:
         """(R,count) uniform numbers of this step."""
-        return streams.uniform_at(rows.key, rows.steps, (count,))
+        return streams.uniform(streams.further(rows.key, rows.steps * count), (count,))
 
     def _sides(self, rows: Rows, least: int, odd: bool = False) -> tuple[Sides, Tensor]:
         """The sides that windows may still have after `least` steps, and the number (R,) of each row's next one."""
-        halved = _halved(self, rows.steps.device)
-        past = _halvings_before(self, min(least, self.queries - 1))
+        last, past = self.queries - 1, _halvings(self, min(least, self.queries - 1))
         lengths = _lengths(self, *rows.x.shape[2:], odd)[past:]
-        return Sides.of(lengths, rows.steps.device), halved[rows.steps.clamp(max=self.queries - 1)] - past
+        return Sides.of(lengths, rows.steps.device), _every_halvings(self, rows.steps.device)[rows.steps.clamp(max=last)] - past
 
     def _corner(self, shape: torch.Size, side: Tensor, drawn: Tensor) -> Tensor:
         """(R,2) row and column at which windows begin, from uniform numbers (R,2)."""
@@ -128,17 +128,15 @@ def _room(attack: Square, height: int, width: int, device: torch.device) -> Tens
     return torch.tensor([height, width], device=device) + (0 if attack.published_windows else 1)
 
 
-@cache
-def _halved(attack: Square, device: torch.device) -> Tensor:
-    """(queries,) int64 how often the window's share has been halved before every step."""
-    at = torch.arange(attack.queries)
-    at = at * 10000 // attack.queries if attack.rescale else at
-    return torch.bucketize(at, torch.tensor(_HALVINGS)).to(device)
+def _halvings(attack: Square, step: int) -> int:
+    """How often the window's share has been halved before a step."""
+    return bisect_left(_HALVINGS, step * 10000 // attack.queries if attack.rescale else step)
 
 
 @cache
-def _halvings_before(attack: Square, step: int) -> int:
-    return int(_halved(attack, torch.device("cpu"))[step])
+def _every_halvings(attack: Square, device: torch.device) -> Tensor:
+    """(queries,) int64 the same before every step."""
+    return torch.tensor([_halvings(attack, step) for step in range(attack.queries)], device=device)
 
 
 @cache

@@ -112,26 +112,20 @@ def throughput(classifier: Classifier, data: Data, batch: int, repeats: int, clo
         x, y = data.images(slice(0, count)), data.y[:count]
         full = x[torch.arange(batch) % count].to(classifier.device)
 
-        def forward(full: torch.Tensor = full) -> float:
-            with torch.no_grad():
-                for _ in range(40):
-                    classifier.forward(full)
-            return 40.0 * len(full)
+        sent: dict[str, int] = {}
 
-        def search(attack: Any = attack, x: torch.Tensor = x, y: torch.Tensor = y) -> float:
+        def forward(full: torch.Tensor = full, sent: dict[str, int] = sent) -> None:
+            for _ in range(40):
+                classifier.forward(full)
+            sent["forward"] = 40 * len(full)
+
+        def search(attack: Any = attack, x: torch.Tensor = x, y: torch.Tensor = y, sent: dict[str, int] = sent) -> None:
             before = classifier.forwards
             attack(classifier, x, y, threat="linf:0.0001", batch_size=batch)
-            return float(classifier.forwards - before)
+            sent["speed"] = classifier.forwards - before
 
-        speed: dict[str, list[float]] = {"forward": [], "speed": []}
-        for turn in range(repeats + 1):
-            for name, work in (("forward", forward), ("speed", search)):
-                start = clock()
-                done = work()
-                if classifier.device.type == "cuda":
-                    torch.cuda.synchronize()
-                if turn:
-                    speed[name].append(done / (clock() - start))
+        seconds = options.in_turn({"forward": forward, "speed": search}, repeats, clock, classifier.device)
+        speed = {name: [sent[name] / each for each in times] for name, times in seconds.items()}
         ratio = statistics.median(mine / bare for mine, bare in zip(speed["speed"], speed["forward"]))
         rows.append({"attack": spec, "batch": batch, "ratio": ratio} | {name: statistics.median(found) for name, found in speed.items()})
     return rows

@@ -112,8 +112,8 @@ class SmoothingCertifier(StatisticalCertifier):
     @property
     def schedule(self) -> list[int]:
         """Draws after which is looked whether to go on, the last n."""
-        every = {self.n * k // 10 for k in range(1, 11)} | {3 * self.n // 10**k for k in range(2, 7)}
-        return [draws for draws in sorted(every | self.certifying) if draws >= min(64, self.n) or draws in self.certifying]
+        certifying, every = self.certifying, {self.n * k // 10 for k in range(1, 11)} | {3 * self.n // 10**k for k in range(2, 7)}
+        return sorted(certifying | {draws for draws in every if draws >= min(64, self.n)})
 
     def sample(self, classifier: Classifier, threat: Threat, seed: int) -> Callable[..., tuple[Tensor, ...]]:
         self.accepts(threat)
@@ -167,7 +167,7 @@ class SmoothingCertifier(StatisticalCertifier):
         share = float(self.alpha) / self.looks
         drawn: Drawn | None = None
         wanted = None if eps is None else eps.cpu().numpy()
-        done = 0
+        done, certifying = 0, self.certifying
         for upto in self.schedule:
             at = np.flatnonzero(alive)
             if not len(at):
@@ -179,7 +179,7 @@ class SmoothingCertifier(StatisticalCertifier):
             drawn.add(at, sums, squares)
             draws[at] += upto - done
             drawn.draws = done = upto
-            if upto in self.certifying:
+            if upto in certifying:
                 bound, found = self.judged(drawn.pick(at), label[at], share, network.smoothing)
                 margin[at] = np.maximum(margin[at], bound - 0.5)
                 radius[at] = np.where(found > 0, np.maximum(radius[at], found), radius[at])

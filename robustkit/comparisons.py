@@ -82,22 +82,21 @@ class Comparisons:
         found = probe.broken & np.isin(probe.evidence.upper_stage[probe.at], numbers)
         gains = int(found.sum())
         message = f"the run's {attack.name} breaks {gains} of {len(probe)} probe samples that its gradient attacks do not"
-        if not flagged(gains, 0, len(probe)):
+        losses = probe.misses(attack, probe.broken & ~found, gains)
+        if losses is None:
             return "pass", message, ""
-        losses = int((probe.broken & ~found & ~probe.attack(attack, among=probe.broken & ~found)).sum())
+        message = f"{message}, and misses {losses} that they do"
         if not flagged(gains, losses, len(probe)):
-            return "pass", f"{message}, and misses {losses} that they do", ""
-        return "warn", f"{message}, and misses {losses} that they do", "report this figure, not one by gradient attacks alone"
+            return "pass", message, ""
+        return "warn", message, "report this figure, not one by gradient attacks alone"
 
     def _own_black_box(self) -> tuple[list[int], Attack] | None:
         """The run's last stages that need no gradient, behind one that follows gradients, and the last one's attack."""
-        attacks = [s for s in self.stages if isinstance(s.method, Attack) and s.mode == "settle"]
-        first = next((i for i, s in enumerate(attacks) if getattr(s.method, "access", "") == "gradient"), len(attacks))
-        without = [s for s in attacks[first:] if getattr(s.method, "access", "") != "gradient"]
-        if not without or without[-1] is not attacks[-1]:
+        attacks = [(s.number, s.method) for s in self.stages if isinstance(s.method, Attack) and s.mode == "settle"]
+        first = next((i for i, (_, attack) in enumerate(attacks) if attack.access == "gradient"), len(attacks))
+        if first == len(attacks) or attacks[-1][1].access == "gradient":
             return None
-        assert isinstance(without[-1].method, Attack)
-        return [s.number for s in without], without[-1].method
+        return [number for number, attack in attacks[first:] if attack.access != "gradient"], attacks[-1][1]
 
     def single_step(self) -> Verdict:
         return self._against("fgsm", "the loss is too rough to follow: use more restarts and black-box attacks (--suite standard)")
@@ -124,9 +123,9 @@ class Comparisons:
         found = probe.attack(attack, among=~plain)
         gains = int((found & ~plain).sum())
         message = f"{attack.name} breaks {gains} of {len(probe)} probe samples that {PLAIN} does not"
-        if not flagged(gains, 0, len(probe)):
+        losses = probe.misses(attack, plain, gains)
+        if losses is None:
             return "pass", message, ""
-        losses = int((plain & ~probe.attack(attack)).sum())
         message = f"{message}, and misses {losses} that it does"
         if not flagged(gains, losses, len(probe)):
             return "pass", message, ""

@@ -199,11 +199,10 @@ class Examination:
         stronger = self._stronger(self.used)
         before = self.probe.broken
         gains = int(self.probe.attack(stronger, among=~before).sum())
-        if flagged(gains, 0, len(self.probe)):
-            losses = int((before & ~self.probe.attack(stronger)).sum())
-            if flagged(gains, losses, len(self.probe)):
-                message = f"{stronger.spec} breaks {gains} of {len(self.probe)} probe samples that the run did not"
-                return "error", message, "use --suite standard or full, or raise steps and restarts: they still lower the number"
+        losses = self.probe.misses(stronger, before, gains)
+        if losses is not None and flagged(gains, losses, len(self.probe)):
+            message = f"{stronger.spec} breaks {gains} of {len(self.probe)} probe samples that the run did not"
+            return "error", message, "use --suite standard or full, or raise steps and restarts: they still lower the number"
         return "pass", f"twice the steps and restarts break {gains} more of {len(self.probe)} probe samples", ""
 
     def unbounded(self) -> Verdict:

@@ -184,10 +184,11 @@ class Driver:
         self.attempts = self.attack.attempts(self.judge.goal.seen(samples.logits[:1], samples.y[:1]).shape[1])
         shape = tuple(samples.images(torch.tensor([0])).shape[1:])
         backward = self.attack.access == "gradient"
-        capacity = auto_batch(shape, self.classifier.device, backward=backward) if self.batch_size == "auto" else padded(self.batch_size)
-        if not backward and self.classifier.device.type == "cpu":  # batches go forward in parts of the size asked for
-            self.view.piece = auto_batch(shape, self.classifier.device) if self.batch_size == "auto" else capacity
-            capacity = max(capacity, auto_batch(shape, self.classifier.device, backward=False))
+        device = self.classifier.device
+        parts = not backward and device.type == "cpu"  # there a batch goes forward in parts of the size asked for
+        capacity = auto_batch(shape, device, backward=backward or parts) if self.batch_size == "auto" else padded(self.batch_size)
+        if parts:
+            self.view.piece, capacity = capacity, max(capacity, auto_batch(shape, device, backward=False))
         capacity = padded(max(1, capacity // self.width), self.unit)
         most = float(samples.eps.max())
         self.view.shared = self.attack.prepare(self.pool or self._no_pool, self.classifier, self.threat, most, self.seed)

@@ -101,6 +101,15 @@ class Probe:
         self.tried[key] = tried, fell
         return fell.copy()
 
+    def misses(self, attack: Attack, others: Bools, gains: int) -> int | None:
+        """How many of those that `others` broke (P,) this attack does not break.
+
+        None, and nobody is attacked, where its `gains` are too few to be flagged whatever it misses.
+        """
+        if not flagged(gains, 0, len(self)):
+            return None
+        return int((others & ~self.attack(attack, among=others)).sum())
+
     def _hits(self, attack: Attack, budget: float, where: Ints) -> Bools:
         at = torch.from_numpy(where)
         label = torch.from_numpy(self.evidence.label)

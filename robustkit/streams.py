@@ -43,6 +43,11 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 
 
+def further(keys: Tensor, values: Tensor) -> Tensor:
+    """(R,) keys of the same streams, so many values (R,) further on: cheaper than a child key for every step."""
+    return keys + values * _GOLDEN
+
+
 def row_keys(seed: int, purpose: str, index: Tensor, attempt: Tensor | int = 0) -> Tensor:
     """One 64-bit key per row.
 
@@ -75,17 +80,7 @@ def bits(keys: Tensor, count: int) -> Tensor:
 
 def uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     """(R, *shape) float32, uniform on the open interval (0, 1), 24 bits."""
-    return _open_interval(bits(keys, math.prod(shape)), shape)
-
-
-def uniform_at(keys: Tensor, step: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """As `uniform`, other numbers for every step (R,) int64 >= 0: cheaper than a child key for each, for keys that draw nothing else."""
-    count = math.prod(shape)
-    return _open_interval(_mix_((keys + step * count * _GOLDEN)[:, None] + _counter(count, keys.device)), shape)
-
-
-def _open_interval(hashed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    drawn = _shift(hashed, 40)
+    drawn = _shift(bits(keys, math.prod(shape)), 40)
     return drawn.to(torch.float32).add_(0.5).mul_(2.0**-24).clamp_(max=1 - 2.0**-24).view(-1, *shape)
 
 

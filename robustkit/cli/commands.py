@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -22,13 +21,8 @@ def evaluate(args: argparse.Namespace) -> int:
     from robustkit.engine import evaluate as run
 
     options = {"suite": args.suite, "attacks": args.attack, "certifiers": args.certifier, "goal": args.goal, "labels": args.labels}
-    options |= {
-        "curve": args.curve,
-        "check_attack": args.check_attack,
-        "adaptive": args.adaptive,
-        "sound": args.sound,
-        "checks": args.checks,
-    }
+    options |= {"curve": args.curve, "adaptive": args.adaptive, "sound": args.sound}
+    options |= {"checks": args.checks, "check_attack": args.check_attack}
     return _answer(args, run(args.model, args.data, args.threat, **options, **_options(args)), "robust_accuracy")
 
 
@@ -96,30 +90,21 @@ def train(args: argparse.Namespace) -> int:
 
 def _first_look(args: argparse.Namespace, trained: Any) -> int:
     """Evaluate what was trained with the suite quick; where nothing is held back, say so."""
-    from robustkit.data import load_data
+    from robustkit.defenses.provenance import held_back, source
     from robustkit.defenses.recipe import load_recipe
     from robustkit.engine import evaluate as run
     from robustkit.tables import bracket_table, terminal
 
     question, seen = load_recipe(args.recipe).question(str(trained)), trained.metadata["data"]
-    unseen = re.sub(r"n=\d+,split=train", "split=test", seen)
-    options = {
-        "suite": "quick",
-        "certifiers": [*question.certifiers],
-        "device": args.device,
-        "seed": args.seed,
-        "data_root": args.data_root,
-    }
+    options = {"certifiers": [*question.certifiers], "device": args.device, "seed": args.seed, "data_root": args.data_root}
     try:
-        if unseen == seen:
-            raise BadInput(f"{seen} is not a training split: nothing is held back from it")
-        held = unseen.replace("split=test", f"n={min(question.images, len(load_data(unseen, args.data_root)))},split=test")
-        found = run(question.model, held, question.threat, **options)
+        unseen = held_back(seen, question.images, args.data_root)
+        found = run(question.model, unseen, question.threat, suite="quick", **options)
     except (BadInput, Missing) as problem:
         print(f"robustkit: not evaluated: {problem}", file=sys.stderr)
         return 0
     bracket_table(found.summary())
-    whole = ["robustkit", "evaluate", question.model, "--data", re.split(r"[:,]n=", seen)[0], "--threat", question.threat]
+    whole = ["robustkit", "evaluate", question.model, "--data", source(seen), "--threat", question.threat]
     whole += [] if question.suite == "standard" else ["--suite", question.suite]
     terminal().print(f"\nA first look, by weak attacks. For a figure to report:\n{shlex.join(whole)}", soft_wrap=True)
     return int(found.exit_code)
