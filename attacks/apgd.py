@@ -20,7 +20,7 @@ from robustkit.attacks.losses import LOSSES, check_classes
 from robustkit.attacks.targets import likeliest_wrong
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import choose, wide
+from robustkit.numerics import choose, constant, wide
 from robustkit.threats import Threat
 from robustkit.views import GradientView
 
@@ -61,14 +61,14 @@ class APGD(Attack):
         return self.steps
 
     @cached_property
-    def checkpoints(self) -> Tensor:
-        """(steps+1,) int64: at a checkpoint the steps since the one before, else 0; the published schedule."""
-        found, period, at = torch.zeros(self.steps + 1, dtype=torch.int64), max(int(0.22 * self.steps), 1), 0
+    def checkpoints(self) -> tuple[int, ...]:
+        """Of every step, and the end: at a checkpoint the steps since the one before, else 0; the published schedule."""
+        found, period, at = [0] * (self.steps + 1), max(int(0.22 * self.steps), 1), 0
         while at + period <= self.steps:
             at += period
             found[at] = period
             period = max(period - max(int(0.03 * self.steps), 1), max(int(0.06 * self.steps), 1))
-        return found
+        return tuple(found)
 
     def attempts(self, classes: int) -> int:
         check_classes(self.loss, classes)
@@ -120,7 +120,7 @@ class APGD(Attack):
 
     def _checkpoint(self, steps: Tensor, state: State) -> Tensor | None:
         """Halve the step length of rows that stand at a checkpoint and have stalled; who did, if any."""
-        period = self.checkpoints.to(steps.device)[steps.clamp(max=self.steps)]
+        period = constant(self.checkpoints, torch.int64, steps.device)[steps.clamp(max=self.steps)]
         here = period > 0
         if not here.is_cuda and not bool(here.any()):
             return None

@@ -24,7 +24,7 @@ from robustkit.attacks import starting
 from robustkit.attacks.sampling import around, at_step, uniform
 from robustkit.errors import BadInput
 from robustkit.methods import Rows, State
-from robustkit.numerics import choose
+from robustkit.numerics import choose, constant
 from robustkit.threats import Threat
 from robustkit.views import ScoreView
 
@@ -97,9 +97,9 @@ def _labels(nes: NES, rows: Rows, points: Tensor, view: ScoreView, threat: Threa
 def _move(nes: NES, rows: Rows, state: State, shrink: Tensor, view: ScoreView, threat: Threat) -> State:
     """Ask about all proposals at once and take the first that keeps the target."""
     p, ball = state["p"], state["ball"]
-    shares = torch.tensor(SHRINKS, dtype=ball.dtype, device=ball.device) * torch.where(shrink, state["share"], 0.0)[:, None]
+    shares = constant(SHRINKS, ball.dtype, ball.device) * torch.where(shrink, state["share"], 0.0)[:, None]
     balls = torch.maximum(ball[:, None] * (1 - shares), rows.eps[:, None])
-    lengths = torch.tensor(STEPS, dtype=ball.dtype, device=ball.device) * (state["rate"] * rows.eps)[:, None]
+    lengths = constant(STEPS, ball.dtype, ball.device) * (state["rate"] * rows.eps)[:, None]
 
     def each(value: Tensor) -> Tensor:
         return value.repeat_interleave(PROPOSALS, 0)

@@ -9,6 +9,7 @@ published code forwards all of it for every image and takes the point of highest
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -62,14 +63,15 @@ class RotationSearch(Attack):
         assert isinstance(threat, Rotation)
         if self.mode == "random":
             return {"p": threat.random(rows.x, rows.eps, streams.child(rows.key, number)), "over": number >= self.iterations}
-        points = grid(threat, self.angles, self.shifts).to(rows.x.device)
+        points = grid(threat, self.angles, self.shifts, rows.x.device)
         chosen = points[number.clamp(max=len(points) - 1)] * rows.eps[:, None]
         return {"p": threat.project(rows.x, chosen.to(rows.x.dtype), rows.eps), "over": number >= len(points) - 1}
 
 
-def grid(threat: Rotation, angles: int, shifts: int) -> Tensor:
-    """(M,3) float64 parameters of size at most 1, the largest first; what may not change does not."""
+@lru_cache(maxsize=16)
+def grid(threat: Rotation, angles: int, shifts: int, device: torch.device) -> Tensor:
+    """(M,3) float64 parameters of size at most 1, the largest first; what may not change does not. Made once."""
     counts = [count if most else 1 for count, most in zip((angles, shifts, shifts), threat.most)]
     axes = [(2 * torch.arange(count, dtype=torch.float64) - (count - 1)) / max(1, count - 1) for count in counts]
     points = torch.cartesian_prod(*axes)
-    return points[points.abs().amax(1).argsort(descending=True, stable=True)]
+    return points[points.abs().amax(1).argsort(descending=True, stable=True)].to(device)

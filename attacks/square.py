@@ -20,7 +20,7 @@ from robustkit.attacks.losses import margin
 from robustkit.attacks.square_windows import Sides, Windows
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import choose, wide
+from robustkit.numerics import choose, constant, wide
 from robustkit.threats import Threat
 from robustkit.threats.norms import limits
 from robustkit.views import ScoreView
@@ -105,7 +105,9 @@ class Square(Attack):
 
     def _corner(self, shape: torch.Size, side: Tensor, drawn: Tensor) -> Tensor:
         """(R,2) row and column at which windows begin, from uniform numbers (R,2)."""
-        return (drawn * (_room(self, *shape[2:], drawn.device) - side[:, None])).to(torch.int64)
+        more = 0 if self.published_windows else 1
+        room = constant((shape[2] + more, shape[3] + more), torch.int64, drawn.device)
+        return (drawn * (room - side[:, None])).to(torch.int64)
 
     def _signs(self, rows: Rows, keys: Tensor, count: int = 1) -> Tensor:
         """(R,C,1,count) of -1 or +1."""
@@ -120,12 +122,6 @@ class Square(Attack):
         turned = streams.uniform(streams.child(rows.key, -2), (square_bumps.TILES**2,)) < 0.5
         start = square_bumps.start(rows.x.shape, signs, turned, order)
         return square_bumps.to_norm(start, rows.eps, order) if order == 2 else start
-
-
-@cache
-def _room(attack: Square, height: int, width: int, device: torch.device) -> Tensor:
-    """(2,) int64: windows begin at this less their side, at most."""
-    return torch.tensor([height, width], device=device) + (0 if attack.published_windows else 1)
 
 
 def _halvings(attack: Square, step: int) -> int:

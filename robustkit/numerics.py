@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -58,6 +59,12 @@ def choose(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     """
     marked = wide(rows, no)
     return torch.where(marked, yes, no) if no.is_cuda else torch.lerp(no, yes, marked.to(no.dtype))
+
+
+@lru_cache(maxsize=256)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(V,) fixed values, sent to the device once: the host waits for every sending. Never to be written into."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def float_below(value: Fraction) -> float:

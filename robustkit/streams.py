@@ -38,6 +38,13 @@ def _mix_(value: Tensor) -> Tensor:
     return value.bitwise_xor_(_shift(value, 31))
 
 
+def _times(number: int | Tensor, factor: int) -> int | Tensor:
+    """(number + 1) x factor modulo 2^64, signed; a whole number stays one, which no device has to be sent."""
+    if isinstance(number, Tensor):
+        return (number.to(torch.int64) + 1) * factor
+    return ((number + 1) * factor + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 def text_key(text: str) -> int:
     """A signed 64-bit integer from any text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
@@ -59,12 +66,12 @@ def row_keys(seed: int, purpose: str, index: Tensor, attempt: Tensor | int = 0) 
     """
     start = text_key(f"{seed}/{purpose}")
     key = _mix(index * _GOLDEN + start)
-    return _mix(key + (torch.as_tensor(attempt, dtype=torch.int64, device=index.device) + 1) * _MIX2)
+    return _mix(key + _times(attempt, _MIX2))
 
 
 def child(keys: Tensor, number: int | Tensor) -> Tensor:
     """Independent keys derived from `keys`, one for each `number` (a step, a purpose)."""
-    return _mix_((keys ^ _MIX1) + (torch.as_tensor(number, device=keys.device) + 1) * _GOLDEN)
+    return _mix_((keys ^ _MIX1) + _times(number, _GOLDEN))
 
 
 @lru_cache(maxsize=64)
@@ -101,7 +108,7 @@ def normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
 def integers(keys: Tensor, high: int | Tensor) -> Tensor:
     """(R,) int64 uniform on 0..high-1, for high up to 2^31 (bias below high / 2^32)."""
     drawn = _shift(bits(keys, 1)[:, 0], 32)
-    return (drawn * torch.as_tensor(high, device=keys.device)) >> 32
+    return (drawn * high) >> 32
 
 
 def content_keys(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustkit import streams
 from robustkit.errors import BadInput, unknown
-from robustkit.numerics import float32_below, wide
+from robustkit.numerics import constant, float32_below, wide
 from robustkit.threats.base import Threat, exact
 from robustkit.threats.warp import Interpolation, Padding, warp
 
@@ -57,7 +57,7 @@ class Rotation(Threat):
 
     def free(self, p: Tensor) -> Tensor:
         """p with 0 in place of what may not change."""
-        return torch.where(torch.tensor(self.most, device=p.device) > 0, p, 0.0)
+        return torch.where(constant(self.most, torch.float32, p.device) > 0, p, 0.0)
 
     def zero(self, x: Tensor) -> Tensor:
         return x.new_zeros(len(x), 3)

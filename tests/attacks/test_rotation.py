@@ -56,7 +56,7 @@ def test_the_grid_attack_is_the_grid_by_hand(threat: Rotation, network: nn.Modul
 
 
 def test_the_published_grid_goes_from_its_farthest_points_inwards() -> None:
-    points = grid(Rotation(), 31, 5)
+    points = grid(Rotation(), 31, 5, torch.device("cpu"))
     assert len(points) == len({tuple(point) for point in points.tolist()}) == 775
     sizes = points.abs().amax(1)
     assert torch.equal(sizes, sizes.sort(descending=True).values)
