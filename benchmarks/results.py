@@ -1,11 +1,12 @@
 """What the bundled defenses are worth: every one attacked, beside what was published of it, as docs/RESULTS.md.
 
-    python benchmarks/results.py [--rows pgd trades] [--n 1000]
+    python benchmarks/results.py [--rows pgd trades] [--n 1000] [--again]
 
 Every figure is read off the summary of a run folder under runs/results, made by `robustkit evaluate`
 in a process of its own; runs that are there already are not repeated. What was published is in
 published.py. A row has up to three runs: `naive` is PGD-40 on the model as deployed, `standard` the
-suite, with the test of its own attacks, `adaptive` the attacks made for the defense.
+suite, with the test of its own attacks, `adaptive` the attacks made for the defense. With --again the
+models are trained once more, with another seed, and measured in the same way.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import shlex
 import shutil
 import subprocess
@@ -23,19 +23,14 @@ from pathlib import Path
 
 from published import ROWS, Row
 from results_page import Summary, document
+from retrain import SEED, bundled, train, trained_again, weights
 
 from robustkit import registry
 from robustkit.errors import Missing, RobustkitError
-from robustkit.models.load import ZOO
 from robustkit.suites import suite
 from robustkit.threats import load_threat
 
 KINDS = ("naive", "standard", "adaptive")
-
-
-def bundled(row: Row) -> list[str]:
-    """The bundled models that a row needs."""
-    return re.findall(r"zoo:([\w.-]+)", row.model)
 
 
 def command(row: Row, kind: str, n: int | None, seed: int) -> list[str] | None:
@@ -58,20 +53,20 @@ def command(row: Row, kind: str, n: int | None, seed: int) -> list[str] | None:
 def folder(row: Row, words: Sequence[str], root: Path) -> Path:
     """Where a run lies: named by its arguments and by the weights of the bundled models in them."""
     told = hashlib.sha256(json.dumps(list(words)).encode())
-    for name in bundled(row):
-        told.update(_file(name).read_bytes())
+    for file in weights(row):
+        told.update(file.read_bytes())
     return root / f"{row.name.replace(' ', '-')}-{told.hexdigest()[:12]}"
 
 
-def run(words: Sequence[str], place: Path, data_root: str | None) -> Summary:
+def run(words: Sequence[str], place: Path, options: Sequence[str]) -> Summary:
     """The summary of a finished run, made now unless it is there; raises RobustkitError with what it says."""
     held = held_run(place)
     if held is None:
         if changed(place):
             print(f"{place}: {changed(place)} has changed since, so the run is made anew", file=sys.stderr)
             shutil.rmtree(place)
-        options = ["--out", str(place), *(["--data-root", data_root] if data_root else [])]
-        done = subprocess.run([sys.executable, "-m", "robustkit", *words, *options], capture_output=True, text=True, check=False)
+        whole = [sys.executable, "-m", "robustkit", *words, "--out", str(place), *options]
+        done = subprocess.run(whole, capture_output=True, text=True, check=False)
         held = held_run(place)
         if held is None:
             said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
@@ -101,25 +96,33 @@ def changed(place: Path) -> str:
     return ""
 
 
-def measure(row: Row, chosen: argparse.Namespace) -> dict[str, Summary]:
-    """All runs of a row, those that are not there made now where the row is asked for; raises Missing, RobustkitError."""
-    absent = [name for name in bundled(row) if not _file(name).exists()]
+def measure(row: Row, chosen: argparse.Namespace, asked: bool) -> dict[str, Summary]:
+    """All runs of a row, those that are not there made now where it is asked for; raises Missing, RobustkitError."""
+    absent = [file.stem for file in weights(row) if not file.exists()]
     if absent:
-        raise Missing(f"there is no bundled model {', '.join(absent)}")
+        raise Missing(f"there is no {'bundled model' if bundled(row) else 'model that was trained again:'} {', '.join(absent)}")
     found = {}
     for kind in KINDS:
         words = command(row, kind, chosen.n, chosen.seed)
         if words is None:
             continue
         place = folder(row, words, Path(chosen.runs))
-        if chosen.rows and row.name not in chosen.rows and held_run(place) is None:
+        if not asked and held_run(place) is None:
             raise Missing(f"not measured yet: name it with --rows (its run `{kind}` is not in {chosen.runs})")
         print(f"{row.name}: {kind}", file=sys.stderr, flush=True)
         try:
-            found[kind] = run(words, place, chosen.data_root) | {"command": shlex.join(["robustkit", *words])}
+            found[kind] = run(words, place, _root(chosen)) | {"command": shlex.join(["robustkit", *words])}
         except RobustkitError as problem:
             raise RobustkitError(f"its run `{kind}` failed: {problem}") from problem
     return found
+
+
+def measure_again(row: Row, chosen: argparse.Namespace, asked: bool) -> dict[str, Summary]:
+    """The same of models trained with another seed, now where that is asked for; raises Missing, RobustkitError."""
+    folder = Path(chosen.runs) / f"seed-{SEED}"
+    for name in bundled(row) if asked else []:
+        train(name, folder, _root(chosen))
+    return measure(trained_again(row, folder), chosen, asked)
 
 
 def main(arguments: Sequence[str] | None = None, rows: Sequence[Row] = ROWS) -> int:
@@ -127,21 +130,32 @@ def main(arguments: Sequence[str] | None = None, rows: Sequence[Row] = ROWS) -> 
     parser = argparse.ArgumentParser(description="What the bundled defenses are worth, as docs/RESULTS.md.")
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in rows], metavar="NAME", help="measure only these (default all)")
     parser.add_argument("--n", type=int, help="images (default: as on the page, 100 to 1000)")
+    parser.add_argument("--again", action="store_true", help=f"also train the models of these rows with seed {SEED}, and measure those")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", default="runs/results", help="folder of the run folders (default runs/results)")
     parser.add_argument("--out", default="docs/RESULTS.md", help="the page, always of all rows that are measured (default docs/RESULTS.md)")
     parser.add_argument("--data-root", metavar="DIR", help="where MNIST lies (or set ROBUSTKIT_DATA)")
     chosen = parser.parse_args(arguments)
     done: list[tuple[Row, dict[str, Summary]]] = []
+    again: list[tuple[Row, dict[str, Summary]]] = []
     skipped: dict[str, str] = {}
     failed = False
     for row in rows:
+        asked = not chosen.rows or row.name in chosen.rows
         try:
-            done.append((row, measure(row, chosen)))
+            done.append((row, measure(row, chosen, asked)))
         except RobustkitError as problem:
             skipped[row.name] = str(problem)
             failed |= not isinstance(problem, Missing)
-    Path(chosen.out).write_text(document(done, skipped, chosen.seed), encoding="utf-8")
+            continue
+        try:
+            again.append((row, measure_again(row, chosen, asked and chosen.again)))
+        except Missing:
+            continue  # the page names those that were not trained again
+        except RobustkitError as problem:
+            skipped[f"{row.name}, trained again"] = str(problem)
+            failed = True
+    Path(chosen.out).write_text(document(done, skipped, chosen.seed, again), encoding="utf-8")
     for name, why in skipped.items():
         print(f"{name} is left out: {why}", file=sys.stderr)
     return int(failed)
@@ -151,8 +165,8 @@ def _attacks(specifications: Sequence[str]) -> list[str]:
     return [word for one in specifications for word in ("--attack", one)]
 
 
-def _file(name: str) -> Path:
-    return ZOO / f"{name}.safetensors"
+def _root(chosen: argparse.Namespace) -> list[str]:
+    return ["--data-root", chosen.data_root] if chosen.data_root else []
 
 
 if __name__ == "__main__":

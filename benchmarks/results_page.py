@@ -8,6 +8,7 @@ from io import StringIO
 from typing import Any
 
 from published import Row
+from retrain import SEED
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -122,8 +123,42 @@ def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return re.sub(r" +\n", "\n", out.getvalue()).strip("\n")
 
 
-def document(done: Sequence[tuple[Row, dict[str, Summary]]], skipped: dict[str, str], seed: int) -> str:
-    """The page, of rows and their runs' summaries."""
+def beside(first: dict[str, Summary], second: dict[str, Summary]) -> str:
+    """What a second training changes, in words: the lowest robust accuracies and the clean ones, and whether chance explains them."""
+    one, other = strongest(first)[1], strongest(second)[1]
+    words = []
+    for name in ("clean", "robust"):
+        key = f"{name}_accuracy"
+        low, high = one["interval95"][key]
+        apart = 100 * (float(other[key]) - float(one[key]))
+        words.append(f"{name} {apart:+.1f} points{'' if low <= float(other[key]) <= high else ', outside the 95 % interval of the first'}")
+    return "; ".join(words)
+
+
+def compared(row: Row, first: dict[str, Summary], second: dict[str, Summary]) -> list[str]:
+    """One line of the table of models that were trained again."""
+    told = dict(zip(FIGURES, cells(row, second)))
+    return [*(told[name] for name in FIGURES[: FIGURES.index("95 %") + 1]), beside(first, second)]
+
+
+def trained_again(done: Sequence[tuple[Row, dict[str, Summary]]], again: Sequence[tuple[Row, dict[str, Summary]]]) -> list[str]:
+    """The part of the page about models that were trained again, empty without any."""
+    if not again:
+        return []
+    first = {row.name: found for row, found in done}
+    lines = [compared(row, first[row.name], found) for row, found in again]
+    left_out = [name for name in first if name not in {row.name for row, _ in again}]
+    told = f" Not trained again: {', '.join(left_out)}." if left_out else ""
+    return [f"## Trained again\n\n{AGAIN}{told}", markdown((*FIGURES[: FIGURES.index("95 %") + 1], "beside the first"), lines)]
+
+
+def document(
+    done: Sequence[tuple[Row, dict[str, Summary]]],
+    skipped: dict[str, str],
+    seed: int,
+    again: Sequence[tuple[Row, dict[str, Summary]]] = (),
+) -> str:
+    """The page, of rows and their runs' summaries, and those of the same models trained again."""
     environment = next(iter(done[0][1].values()))["environment"] if done else {}
     machine = ", ".join(f"{name} {environment[name]}" for name in ("robustkit", "python", "torch", "device") if name in environment)
     sources = [[row.name, row.paper, row.published, row.broken] for row, _ in done]
@@ -132,6 +167,7 @@ def document(done: Sequence[tuple[Row, dict[str, Summary]]], skipped: dict[str, 
     parts = [
         HEAD.format(seed=seed, machine=machine),
         markdown(FIGURES, [cells(row, found) for row, found in done]),
+        *trained_again(done, again),
         "## What was published, and who broke it\n\n" + SOURCES,
         markdown(("defense", "paper", "published", "known against it"), sources),
         "## The runs\n\nEvery figure above is in the `summary.json` of one of these.",
@@ -164,5 +200,8 @@ models that vote over noise get 100 images, PGD-20 whose gradients are averaged 
 times the cost), and certificates by sampling (10 000 draws, alpha 0.001). Analysis by synthesis, at 60 milliseconds an image, is
 measured without the honesty checks and the test of its attacks (`--checks off`), which would take hours.
 Seed {seed}; {machine}."""
+
+AGAIN = f"""What another seed makes of it: the same models trained by the same commands with seed {SEED}, measured in the same way
+(`python benchmarks/results.py --again`). Weights, order of images and every draw differ; images and attacks are the same."""
 
 SOURCES = "Figures of others, on their networks; typed from the source named, not measured here."

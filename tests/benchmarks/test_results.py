@@ -177,6 +177,27 @@ def test_brackets_and_the_strongest_run(words: Any) -> None:
     assert words.strongest(equal)[0] == "adaptive"
 
 
+def test_models_are_trained_again_by_the_command_in_their_file(page: Path, results: Any, row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    retrain = importlib.import_module("retrain")
+    words = retrain.command("digits-pgd", Path("x.safetensors"))
+    assert words[:2] == ["train", "pgd:epochs=100,eps=0.15"]
+    assert words[words.index("--seed") + 1] == "1"
+    assert words[words.index("--out") + 1] == "x.safetensors"
+    quick = ["train", "pgd:epochs=3,eps=0.15", *words[2:]]
+    monkeypatch.setattr(retrain, "command", lambda name, out: [str(out) if word == "x.safetensors" else word for word in quick])
+    out = page.with_name("twice.md")
+    arguments = ["--n", "16", "--runs", str(page.parent / "runs"), "--out", str(out)]
+    assert results.main([*arguments, "--again"], [row]) == 0
+    told = table(out.read_text().partition("## Trained again")[2], "defense threat")
+    assert (page.parent / "runs" / "seed-1" / "digits-pgd.safetensors").exists()
+    runs = [json.loads(file.read_text()) for file in (page.parent / "runs").glob("*/summary.json")]
+    mine = [one for one in runs if "seed-1" in one["model"]["spec"]]
+    assert [one["standard"].partition("– ")[2] for one in told] == [f"{100 * min(one['robust_accuracy'] for one in mine):.1f} %"]
+    assert "points" in told[0]["beside the first"]
+    assert results.main(arguments, [row]) == 0
+    assert "## Trained again" in out.read_text()
+
+
 def test_every_row_of_the_real_table_is_a_command_that_is_understood(results: Any) -> None:
     from robustkit import registry
     from robustkit.cli.arguments import parser
