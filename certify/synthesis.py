@@ -60,7 +60,8 @@ class SynthesisBound(Certifier):
             x, y, eps = (value.to(classifier.device) for value in (x, y, eps))
             with torch.no_grad():
                 own, others = norm(models[x.dtype], x, y, eps.to(x.dtype))
-                return model.to_logits(own - others.scatter(1, y[:, None], torch.inf).amin(1))
+                logits = model.to_logits(others.scatter(1, y[:, None], own[:, None]))
+                return _of(logits, y) - logits.scatter(1, y[:, None], -torch.inf).amax(1)
 
         return bound
 

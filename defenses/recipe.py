@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor, nn
 
+from robustkit.data import Data
 from robustkit.defenses.schedules import one_cycle
 from robustkit.errors import BadInput, unknown
 from robustkit.methods import Method
@@ -83,6 +84,9 @@ class Recipe(Method):
 
     def initialise(self, network: nn.Module, seed: int) -> None:
         """Change the first weights in place; PyTorch's, drawn from the seed, stay unless a recipe says otherwise."""
+
+    def finish(self, network: nn.Module, data: Data, seed: int) -> None:
+        """Fit what a recipe fits once the weights stand, in place; nothing unless it says otherwise."""
 
     def question(self, file: str) -> Question:
         """The threat that the recipe trains against, for the model that its file makes."""

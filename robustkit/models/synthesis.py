@@ -3,7 +3,8 @@
 An image belongs to the class whose variational autoencoder explains it best. The energy of class c
 is E_c(x) = min over z of |x - G_c(z)|^2 + |z|^2 / 2, found for every image by descent in the latent
 space: fixed random latents are scored first, then Adam goes on from the best of each class. Logits
-are -E_c/784, those of the authors' code; `confidence` is the paper's scaled softmax of them.
+are -E_c/784, those of the authors' code, times a factor for each class that the training may fit (1
+in the authors' files, which have none); `confidence` is the paper's scaled softmax of them.
 
 `abs(classes,latent[,SIDE][,starts=8000][,steps=50][,published])` in the architecture grammar. The answer has no
 gradient, as in the authors' code; the adaptive surface gives the envelope's (Danskin): with the optimal
@@ -56,7 +57,12 @@ class _Memory:
 
 
 class Synthesis(nn.Module):
-    """A VAE for each class, and inference in them; a whole network. Keys in the state dict: VAE_c.Encoder.*, VAE_c.Decoder.*"""
+    """A VAE for each class, and inference in them; a whole network. Keys in the state dict: VAE_c.Encoder.*, VAE_c.Decoder.*, factors."""
+
+    optional = ("factors",)
+    """What a state dict may lack."""
+    factors: Tensor
+    """(K,) of the energies."""
 
     def __init__(self, classes: int, latent: int = 8, side: int = 28, starts: int = 8000, steps: int = 50, published: bool = False) -> None:
         super().__init__()
@@ -68,6 +74,7 @@ class Synthesis(nn.Module):
         self.published = published
         for number in range(classes):
             self.add_module(f"VAE_{number}", VAE(latent, *LAYOUTS[side]))
+        self.register_buffer("factors", torch.ones(classes))
         self.memory = _Memory()
 
     @property
@@ -93,11 +100,11 @@ class Synthesis(nn.Module):
 
     def to_logits(self, energies: Tensor) -> Tensor:
         """(N,K) logits of energies."""
-        return energies / -(self.side**2)
+        return energies * self.factors / -(self.side**2)
 
     def confidence(self, x: Tensor) -> Tensor:
         """(N,K) the paper's scaled softmax: it tends to 1/K for an image that no class explains."""
-        likelihood = (-SCALE * self.infer(x)[0]).exp()
+        likelihood = (-SCALE * self.factors * self.infer(x)[0]).exp()
         return (likelihood + FLOOR) / (likelihood.sum(1, keepdim=True) + self.classes * FLOOR)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -203,6 +210,11 @@ class Synthesis(nn.Module):
             alone = torch.stack([decoded.square().sum(1) for decoded in images]) + latents.square().sum(1) / 2
             self.memory.table = (key, latents, images, alone)
         return self.memory.table[1:]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Files without factors have them all 1."""
+        state_dict.setdefault(f"{prefix}factors", torch.ones(self.classes))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _weights(self) -> tuple[int, torch.device]:
         """What tells these decoders' weights from others, whatever their type."""

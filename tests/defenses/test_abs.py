@@ -18,11 +18,12 @@ from robustkit.certify import SynthesisBound
 from robustkit.certifying import certify_images
 from robustkit.classifier import Classifier
 from robustkit.defenses import train
-from robustkit.defenses.analysis_by_synthesis import fill_published
+from robustkit.defenses.analysis_by_synthesis import fill_published, fitted_factors
 from robustkit.defenses.binarised import Binarised, line_search
 from robustkit.defenses.distal import confidence, distal
-from robustkit.models import build
+from robustkit.models import build, save_model
 from robustkit.models.synthesis import Synthesis, fixed_latents, synthesis_of
+from robustkit.models.weights import fill
 from robustkit.threats import load_threat
 
 
@@ -197,6 +198,31 @@ def test_published_weights_fit_by_name() -> None:
         fill_published(network, [published, {}])
 
 
+def test_files_without_factors_have_them_all_one(tmp_path: Path) -> None:
+    network = lively("abs(3,2,8,starts=20,steps=2)")
+    synthesis_of(network).factors.copy_(torch.tensor([0.5, 1.0, 2.0]))
+    path, x = tmp_path / "factors.safetensors", images(3)
+    save_model(network, path, architecture="abs(3,2,8,starts=20,steps=2)", input_shape=(1, 8, 8), classes=3)
+    held = rk.load_model(path)
+    energies = synthesis_of(network).infer(x)[0]
+    assert torch.equal(held.logits(x), energies * torch.tensor([0.5, 1.0, 2.0]) / -64)
+    older = {key: value for key, value in network.state_dict().items() if not key.endswith("factors")}
+    for load in (lambda net: net.load_state_dict(older), lambda net: fill(net, older, "here")):
+        fresh = lively("abs(3,2,8,starts=20,steps=2)", seed=7)
+        synthesis_of(fresh).factors.fill_(3)
+        load(fresh)
+        assert torch.equal(fresh(x), energies / -64)
+
+
+def test_fitted_factors_undo_a_handicap() -> None:
+    truth, share = torch.tensor([0.7, 1.0, 1.1, 1.3]), torch.Generator().manual_seed(0)
+    energies = torch.rand(20000, 4, generator=share) * 5 + 10
+    y = torch.distributions.Categorical(logits=-2 * energies * truth).probs.multinomial(1, generator=share)[:, 0]
+    found = fitted_factors(energies, y)
+    torch.testing.assert_close(found, truth / truth.log().mean().exp(), rtol=0.03, atol=0)
+    assert float(found.log().mean()) == pytest.approx(0, abs=1e-6)
+
+
 def test_the_bound_is_exact_where_reconstructions_are_fixed() -> None:
     """Then E_c is the squared distance d_c to a fixed image, and the bound (d_c - d_y) / 2 for the nearest other."""
     classifier = Classifier(still("abs(3,1,8,starts=50,steps=30)", seed=2), input_shape=(1, 8, 8))
@@ -219,10 +245,13 @@ def test_the_bound_is_exact_where_reconstructions_are_fixed() -> None:
         torch.testing.assert_close(margin, (best - worst) / 64, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("factors", [(1.0, 1.0, 1.0), (0.8, 1.2, 1.0)])
 @pytest.mark.parametrize("family", ["l2", "linf"])
-def test_the_bound_is_never_contradicted_where_its_assumption_holds(family: str) -> None:
+def test_the_bound_is_never_contradicted_where_its_assumption_holds(family: str, factors: tuple[float, ...]) -> None:
     """One latent value and many starts: the descent finds the global minimum (see the grid above)."""
-    classifier = Classifier(lively("abs(3,1,8,starts=100,steps=40)", seed=5), input_shape=(1, 8, 8))
+    network = lively("abs(3,1,8,starts=100,steps=40)", seed=5)
+    synthesis_of(network).factors.copy_(torch.tensor(factors))
+    classifier = Classifier(network, input_shape=(1, 8, 8))
     x = images(16, seed=6)
     y = classifier.logits(x).argmax(1)
     certificate = certify_images(SynthesisBound(), classifier, x, y, threat=f"{family}:1", radius=True)
