@@ -132,27 +132,27 @@ class DeepKNN:
 
     Fields: data, whose training split gives bank and calibration (default: what the model says it was
     trained on); bank, images to search, the same number of each class; calibration, further images,
-    first those that the model does not say it was trained on; k, neighbours a layer (0: an eighth of
-    a class's share of the bank, at most 75); layers by module name (default: all activations and the
+    first those that the model does not say it was trained on; k, neighbours a layer (few of many tell
+    strangers apart best; the authors take 75 of 60000); layers by module name (default: all activations and the
     output); reject, the share of clean images that may be rejected as not credible (0: none is, and
     there is no logit for it).
     """
 
     data: Spec | None = None
-    bank: int = 2000
+    bank: int = 10000
     calibration: int = 1000
-    k: int = 0
+    k: int = 5
     layers: tuple[str, ...] = ()
     reject: Fraction = Fraction(1, 100)
 
     name = "knn"
     positional = ()
     paper = "Papernot & McDaniel 2018"
-    version = 1
+    version = 2
 
     def __post_init__(self) -> None:
-        if min(self.bank, self.calibration) < 1 or self.k < 0:
-            raise BadInput(f"knn: bank and calibration are at least 1, k at least 0, found {self.bank}, {self.calibration} and {self.k}")
+        if min(self.bank, self.calibration, self.k) < 1:
+            raise BadInput(f"knn: bank, calibration and k are at least 1, found {self.bank}, {self.calibration} and {self.k}")
         if not 0 <= self.reject < 1:
             raise BadInput(f"knn: reject is a share of clean images, at least 0 and below 1, found {float(self.reject):g}")
 
@@ -166,9 +166,8 @@ class DeepKNN:
         data = load_data(str(named), split="train")
         base.check(data.images(slice(0, 1)), data.y)
         bank, calibration = self.divide(data, _trained_on(base.metadata, data))
-        k = self.k or max(1, min(75, len(bank) // (8 * data.classes)))
-        model = NeighbourClassifier(base, bank, calibration, self.layers, k, self.reject)
-        told = replace(self, data=parse(str(named)), k=k, layers=model.layers.names)
+        model = NeighbourClassifier(base, bank, calibration, self.layers, self.k, self.reject)
+        told = replace(self, data=parse(str(named)), layers=model.layers.names)
         options = str(canonical(told, self.name)).partition(":")[2]
         seen = torch.cat([bank.index, calibration.index])
         identity = f"{base.sha256}\n{options}\n{self.version}\n{bank.digest}\n{calibration.digest}"

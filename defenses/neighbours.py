@@ -1,13 +1,13 @@
 """What a network makes of images at some of its layers, and the exact cosine neighbours there.
 
 Features are flattened and scaled to unit length, so that similarity is a matrix product; the search
-is exhaustive, on the device, in chunks of the bank. (Subtracting the training mean afterwards, as
+is exhaustive, on the device, class by class. (Subtracting the training mean afterwards, as
 the authors of deep kNN do before an approximate search, would not change any neighbour.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustkit.errors import BadInput, unknown
+from robustkit.fastlinear import linear, linear_of_inputs
 
 OUTPUT = "output"
 """Name of the network's own output among its layers."""
 
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus)
-_CHUNK = 8192
-"""Bank images compared at once."""
-
 _LARGEST = 4 * 2**30
 """Bytes of features that a bank may have."""
 
@@ -120,19 +118,19 @@ class Bank(nn.Module):
 
     def search(self, features: Tensor, layer: int, k: int) -> Nearest:
         """The k bank images of highest cosine to each of (N,D) unit features, exactly."""
-        similarity = at = None
-        closest = features.new_full((len(features), self.classes), -torch.inf)
-        for first, block in self._chunks(layer):
-            found = features @ block.t()
-            labels = self.labels[first : first + len(block)].expand(len(found), -1)
-            closest = closest.scatter_reduce(1, labels, found, "amax")
-            here = torch.arange(first, first + len(block), device=found.device).expand(len(found), -1)
-            if similarity is not None and at is not None:
-                found, here = torch.cat([similarity, found], 1), torch.cat([at, here], 1)
-            similarity, order = found.topk(min(k, found.shape[1]), dim=1)
-            at = here.gather(1, order)
-        assert similarity is not None and at is not None
-        return Nearest(similarity, at, closest)
+        nearest: list[Tensor] = []
+        places: list[Tensor] = []
+        closest: list[Tensor] = []
+        first = 0
+        for block in torch.split(self.features(layer), self.sizes):  # class by class
+            found = linear(features, block)
+            similarity, at = found.topk(min(k, len(block)), dim=1)
+            nearest.append(similarity)
+            places.append(at + first)
+            closest.append(similarity[:, 0])
+            first += len(block)
+        similarity, order = torch.cat(nearest, 1).topk(k, dim=1)
+        return Nearest(similarity, torch.cat(places, 1).gather(1, order), torch.stack(closest, 1))
 
     def votes(self, found: Nearest) -> Tensor:
         """(N,K) how many of the neighbours are of each class."""
@@ -145,12 +143,7 @@ class Bank(nn.Module):
         A bank image counts sigmoid((cosine - that of the k-th neighbour) / width): nearly 1 well
         inside the neighbourhood; far outside, its logarithm falls linearly, so that the gradient never ends.
         """
-        cosine = features @ self.features(layer).t()
+        cosine = linear_of_inputs(features, self.features(layer))
         border = cosine.detach().topk(k, dim=1).values[:, -1:]
         inside = functional.logsigmoid((cosine - border) / width)
         return torch.stack([part.logsumexp(1) for part in torch.split(inside, self.sizes, dim=1)], 1)
-
-    def _chunks(self, layer: int) -> Iterator[tuple[int, Tensor]]:
-        features = self.features(layer)
-        for first in range(0, len(features), _CHUNK):
-            yield first, features[first : first + _CHUNK]

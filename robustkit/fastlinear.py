@@ -23,8 +23,23 @@ LEAST = 1024
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b for x (..., in) and weights (out, in): torch's own where oneDNN has nothing to offer or a gradient is wanted."""
     graph = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    plain = graph or x.device.type != "cpu" or x.dtype != torch.float32 or weight.numel() < LEAST or not _has_onednn()
-    return functional.linear(x, weight, bias) if plain else _product(x, weight, bias)
+    return functional.linear(x, weight, bias) if graph or not _served(x, weight) else _product(x, weight, bias)
+
+
+def linear_of_inputs(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same for weights that stand: a gradient of x may be wanted too, the first one."""
+    if weight.requires_grad or not _served(x, weight):
+        return functional.linear(x, weight, bias)
+    if x.requires_grad and torch.is_grad_enabled():
+        found: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return found
+    return _product(x, weight, bias)
+
+
+def _served(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN has something to offer."""
+    fits = x.device.type == "cpu" and x.dtype == torch.float32 and weight.numel() >= LEAST
+    return fits and not torch.is_autocast_enabled("cpu") and _has_onednn()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -53,12 +68,7 @@ class FastLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        if input.dtype != torch.float32 or input.is_meta or self.weight.requires_grad or torch.is_autocast_enabled("cpu"):
-            return super().forward(input)
-        if input.requires_grad and torch.is_grad_enabled():
-            found: Tensor = _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
-            return found
-        return _product(input, self.weight, self.bias)
+        return linear_of_inputs(input, self.weight, self.bias)
 
 
 def gains(module: nn.Module) -> bool:
