@@ -25,7 +25,7 @@ from published import ROWS, Row
 from results_page import Summary, document
 from retrain import SEED, bundled, train, trained_again, weights
 
-from robustkit import registry
+from robustkit import load_model, registry
 from robustkit.errors import Missing, RobustkitError
 from robustkit.suites import suite
 from robustkit.threats import load_threat
@@ -85,10 +85,14 @@ def held_run(place: Path) -> Summary | None:
 
 
 def changed(place: Path) -> str:
-    """The first method of a run folder that has another version now, empty for none."""
+    """The first method of a run folder, or the wrapper of its model, that is another one now; empty for none."""
     if not (place / "run.json").exists():
         return ""
-    for stage in json.loads((place / "run.json").read_text())["specification"]["stages"]:
+    bound = json.loads((place / "run.json").read_text())["specification"]
+    wrapper = bound["model"]["spec"].partition(":")[0]
+    if wrapper in registry.table("wrapper") and load_model(bound["model"]["spec"]).sha256 != bound["model"]["sha256"]:
+        return str(wrapper)
+    for stage in bound["stages"]:
         name = str(stage["method"]).partition(":")[0]
         kind = "attack" if name in registry.table("attack") else "certifier"
         if registry.make(kind, stage["method"]).version != stage["version"]:
