@@ -52,8 +52,8 @@ def detection(model: str, data: Data, eps: str) -> None:
     pair = ks_2samp(knn.scores(x).amax(1).numpy(), knn.calibration.highest.numpy())
     print(f"credibility of test images, KS against uniform: D={found.statistic:.3f}, p={found.pvalue:.3g}")
     print(f"highest scores, KS of test against calibration images: D={pair.statistic:.3f}, p={pair.pvalue:.3g}")
-    crafted = PGD(steps=40)(base, x, y, threat=f"linf:{eps}", stop="never").adversarial
-    for name, images in {f"PGD linf {eps}": crafted, **strangers(x)}.items():
+    crafted = {f"PGD linf {e}": PGD(steps=40)(base, x, y, threat=f"linf:{e}", stop="never").adversarial for e in eps.split(",")}
+    for name, images in (crafted | strangers(x)).items():
         sure, usual = (base.logits(i).softmax(1).amax(1) for i in (images, x))
         print(f"area under ROC, {name}: credibility {area(knn.credibility(images), clean):.3f}, softmax {area(sure, usual):.3f}")
 
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--out", default="runs/deep-knn")
     told = parser.parse_args()
-    detection(told.model, rk.load_data(f"{told.data}:n={max(told.n, 500)},pick=random"), told.eps.split(",")[-1])
+    detection(told.model, rk.load_data(f"{told.data}:n={max(told.n, 500)},pick=random"), told.eps)
     robustness(told.model, rk.load_data(f"{told.data}:n={told.n}"), told.eps, told.out)
 
 
