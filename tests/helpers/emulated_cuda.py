@@ -22,8 +22,12 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICE = torch.device("cuda", 0)
 aten = torch.ops.aten
-_READS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
-"""What makes the host wait for the device."""
+_READS = {
+    *(aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.masked_select.default),
+    *(aten._unique2.default, aten.unique_dim.default, aten.unique_consecutive.default),
+    *(aten.bincount.default, aten.repeat_interleave.Tensor, aten.repeat_interleave.self_Tensor),
+}
+"""What makes the host wait for the device: it is told a value, or the size of the answer depends on one."""
 _INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 """What takes indices, those of the host too."""
 

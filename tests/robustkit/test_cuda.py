@@ -175,6 +175,8 @@ def test_the_emulated_device_counts_what_the_host_waits_for() -> None:
             lambda: bool((y > 0).any()),
             lambda: y[y > 0],
             lambda: y.nonzero(),
+            lambda: y.unique(),
+            lambda: y.repeat_interleave(torch.arange(4, device="cuda")),
             lambda: y.cpu(),
             lambda: y.tolist(),
             lambda: torch.tensor([1.0], device="cuda"),
