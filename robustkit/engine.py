@@ -157,7 +157,7 @@ def certify(
     """Certify: the lower end of the bracket. Options as in evaluate; `curve=True` searches radii.
 
     `cascade` is the suite certify: an attack, then ever dearer certifiers on what is still open; for a
-    model that names a certifier of its own (a smoothed one), that certifier. A certifier that says how
+    model that names a certifier of its own (smoothed, or an analysis by synthesis), that certifier. A certifier that says how
     much to smooth (`smoothing:sigma=0.25`) certifies smooth:(MODEL),sigma=0.25.
     """
     given: list[str | Certifier] = [method] if isinstance(method, (str, Certifier)) else list(method)

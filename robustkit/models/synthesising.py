@@ -9,7 +9,9 @@ from robustkit.surface import Surface
 
 
 class Synthesising(nn.Sequential):
-    """A chain of one Synthesis, which says how it is to be attacked."""
+    """A chain of one Synthesis, which says how it is to be attacked and certified."""
+
+    certifier = "abs"
 
     def adaptive_surface(self) -> Surface:
         """Gradients are those of the envelope."""

@@ -137,7 +137,7 @@ def test_a_recipe_trains_on_the_device(recipe: str, tmp_path: Path) -> None:
     arch = ["--arch", "abs(10,2,8,starts=100,steps=3)"] if recipe.startswith("abs") else []
     assert main(["train", recipe, "--data", "digits:n=256,split=train", "--device", "cuda", "--out", out, "--no-evaluation", *arch]) == 0
     if recipe.startswith("abs"):
-        assert main(f"certify {out} --data digits:n=2 --threat l2:0.1 --method abs --device cuda --out {tmp_path / 'run'}".split()) == 0
+        assert main(f"certify {out} --data digits:n=2 --threat l2:0.1 --device cuda --out {tmp_path / 'run'}".split()) == 0
         attacks = "--attack envelope:steps=1 --attack latent-descent:steps=2,halvings=2,rounds=1 --certifier none --checks off"
         assert main(f"evaluate {out} --data digits:n=2 --threat l2:1 {attacks} --device cuda --out {tmp_path / 'other'}".split()) == 0
 
