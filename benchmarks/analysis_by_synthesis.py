@@ -6,7 +6,7 @@ Prints one line a step as it is done, then a table in Markdown. Naive: FGSM and 
 deployed, which has no gradient, and Square with 200 queries, the dearest, on as many of the images that are left
 as --square says. Adaptive: PGD-20 through the envelope's gradient as well, ascent with warm latents and
 latent descent, each on what is left. The attacks are called one by one: the engine's honesty checks
-ask a model thousands of questions, and here each is a descent (about 70 ms on one core).
+ask a model thousands of questions, and here each is a descent (about 60 ms on one core).
 """
 
 from __future__ import annotations
