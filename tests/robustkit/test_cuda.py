@@ -7,7 +7,7 @@ kernels: there verdicts and counts have to be those of the CPU.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import torch
 from emulated_cuda import CudaTensor, a_cuda_device, emulated_cuda, no_trips, trips
 from torch import Tensor, nn
 
-from robustkit import registry, streams
+from robustkit import load_data, load_model, registry, streams
 from robustkit.classifier import Classifier
 from robustkit.cli import main
 from robustkit.methods import Attack, Rows, State
@@ -59,6 +59,16 @@ def images(count: int) -> Tensor:
     return streams.uniform(streams.row_keys(0, "images", torch.arange(count)), (1, 8, 8))
 
 
+def waiting_for_nothing(step: Callable[..., State]) -> Callable[..., State]:
+    """The same step, which may not wait for the device."""
+
+    def watched(self: Attack, rows: Rows, state: State, view: View, threat: Threat) -> State:
+        with no_trips():
+            return step(self, rows, state, view, threat)
+
+    return watched
+
+
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     return build("conv(1,6,3,s2,p1)-relu-flatten-linear(96,5)", seed=1).requires_grad_(False)
@@ -80,13 +90,7 @@ def test_an_attack_runs_on_the_device_and_its_steps_wait_for_nothing(
     with a_cuda_device():
         classifier = Classifier(network, device="cuda")
         attack(classifier, x[:8], y[:8], threat=threat, batch_size=64)  # tables that are kept go to the device with the first run
-        step = type(attack).step
-
-        def watched(self: Attack, rows: Rows, state: State, view: View, threat: Threat) -> State:
-            with no_trips():
-                return step(self, rows, state, view, threat)
-
-        monkeypatch.setattr(type(attack), "step", watched)
+        monkeypatch.setattr(type(attack), "step", waiting_for_nothing(type(attack).step))
         found = attack(classifier, x, y, threat=threat, batch_size=64)
         emulated = isinstance(classifier.logits(x), CudaTensor)
         success, queries, parameters = (v.cpu() for v in (found.success, found.queries, found.parameters))
@@ -95,6 +99,20 @@ def test_an_attack_runs_on_the_device_and_its_steps_wait_for_nothing(
     if emulated:
         assert torch.equal(success, expected.success)
         assert torch.equal(queries, expected.queries)
+
+
+@pytest.mark.parametrize("specification", ["nes:partial,queries=400", "nes:label-only,queries=1500"])
+def test_neither_do_those_of_attacks_that_begin_at_other_images(specification: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attack, data, pool = registry.make("attack", specification), load_data("digits:n=8"), load_data("digits:split=train,n=200")
+    expected = attack(load_model(STANDARD, device="cpu"), data.x, data.y, threat="linf:0.3", goal="targeted:next", pool=pool)
+    with a_cuda_device():
+        classifier = load_model(STANDARD, device="cuda")
+        attack(classifier, data.x[:2], data.y[:2], threat="linf:0.3", goal="targeted:next", pool=pool)
+        monkeypatch.setattr(type(attack), "step", waiting_for_nothing(type(attack).step))
+        found = attack(classifier, data.x, data.y, threat="linf:0.3", goal="targeted:next", pool=pool)
+        if isinstance(classifier.logits(data.x), CudaTensor):
+            assert torch.equal(found.success.cpu(), expected.success)
+            assert torch.equal(found.queries.cpu(), expected.queries)
 
 
 STANDARD, SMOOTHED = "zoo:digits-standard", "smooth:(zoo:digits-standard),sigma=0.2"
