@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from published import ROWS, Row
@@ -62,8 +63,8 @@ def run(words: Sequence[str], place: Path, options: Sequence[str]) -> Summary:
     """The summary of a finished run, made now unless it is there; raises RobustkitError with what it says."""
     held = held_run(place)
     if held is None:
-        if changed(place):
-            print(f"{place}: {changed(place)} has changed since, so the run is made anew", file=sys.stderr)
+        if why := changed(place):
+            print(f"{place}: {why} has changed since, so the run is made anew", file=sys.stderr)
             shutil.rmtree(place)
         whole = [sys.executable, "-m", "robustkit", *words, "--out", str(place), *options]
         done = subprocess.run(whole, capture_output=True, text=True, check=False)
@@ -90,7 +91,7 @@ def changed(place: Path) -> str:
         return ""
     bound = json.loads((place / "run.json").read_text())["specification"]
     wrapper = bound["model"]["spec"].partition(":")[0]
-    if wrapper in registry.table("wrapper") and load_model(bound["model"]["spec"]).sha256 != bound["model"]["sha256"]:
+    if wrapper in registry.table("wrapper") and wrapped(bound["model"]["spec"]) != bound["model"]["sha256"]:
         return str(wrapper)
     for stage in bound["stages"]:
         name = str(stage["method"]).partition(":")[0]
@@ -98,6 +99,12 @@ def changed(place: Path) -> str:
         if registry.make(kind, stage["method"]).version != stage["version"]:
             return name
     return ""
+
+
+@cache
+def wrapped(spec: str) -> str | None:
+    """What a wrapped model is now, as its sha256: a bank of neighbours is searched for images only once."""
+    return load_model(spec).sha256
 
 
 def measure(row: Row, chosen: argparse.Namespace, asked: bool) -> dict[str, Summary]:

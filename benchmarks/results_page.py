@@ -20,6 +20,8 @@ Summary = dict[str, Any]
 
 SHARES = ("clean", "naive", "standard", "adaptive", "95 %", "published")
 FIGURES = ("defense", "threat", "n", *SHARES, "in words", "surface", "queries an image")
+COMPARED = FIGURES[: FIGURES.index("published")]
+"""What is shown of models that were trained again."""
 
 
 def verdict(row: Row, found: dict[str, Summary]) -> str:
@@ -137,11 +139,10 @@ def beside(first: dict[str, Summary], second: dict[str, Summary]) -> str:
 
 def compared(row: Row, first: dict[str, Summary], second: dict[str, Summary]) -> list[str]:
     """One line of the table of models that were trained again."""
-    told = dict(zip(FIGURES, cells(row, second)))
-    return [*(told[name] for name in FIGURES[: FIGURES.index("95 %") + 1]), beside(first, second)]
+    return [*cells(row, second)[: len(COMPARED)], beside(first, second)]
 
 
-def trained_again(done: Sequence[tuple[Row, dict[str, Summary]]], again: Sequence[tuple[Row, dict[str, Summary]]]) -> list[str]:
+def second_training(done: Sequence[tuple[Row, dict[str, Summary]]], again: Sequence[tuple[Row, dict[str, Summary]]]) -> list[str]:
     """The part of the page about models that were trained again, empty without any."""
     if not again:
         return []
@@ -149,7 +150,7 @@ def trained_again(done: Sequence[tuple[Row, dict[str, Summary]]], again: Sequenc
     lines = [compared(row, first[row.name], found) for row, found in again]
     left_out = [name for name in first if name not in {row.name for row, _ in again}]
     told = f" Not trained again: {', '.join(left_out)}." if left_out else ""
-    return [f"## Trained again\n\n{AGAIN}{told}", markdown((*FIGURES[: FIGURES.index("95 %") + 1], "beside the first"), lines)]
+    return [f"## Trained again\n\n{AGAIN}{told}", markdown((*COMPARED, "beside the first"), lines)]
 
 
 def document(
@@ -167,7 +168,7 @@ def document(
     parts = [
         HEAD.format(seed=seed, machine=machine),
         markdown(FIGURES, [cells(row, found) for row, found in done]),
-        *trained_again(done, again),
+        *second_training(done, again),
         "## What was published, and who broke it\n\n" + SOURCES,
         markdown(("defense", "paper", "published", "known against it"), sources),
         "## The runs\n\nEvery figure above is in the `summary.json` of one of these.",

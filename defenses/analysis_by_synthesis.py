@@ -65,13 +65,14 @@ class AnalysisBySynthesis(Recipe):
         self.require(self.calibration >= 0, "calibration", "a number of images, 0 to leave the factors at 1")
         self.require(0 < self.fall <= 1, "fall", "a share of the training, above 0 and at most 1")
 
-    def finish(self, network: nn.Module, data: Data, seed: int) -> None:
+    def finish(self, network: nn.Module, data: Data, seed: int, progress: bool | None) -> None:
         """Factors of the classes, from the energies of training images."""
         model = synthesis_of(network)
         chosen = streams.row_keys(seed, "factors", data.index).argsort(stable=True)[: self.calibration]
         energies = []
+        hidden = None if progress is None else not progress
         with exact_mode():
-            for part in tqdm(torch.split(chosen, _AT_ONCE), desc="fit factors", unit="batch", disable=None):
+            for part in tqdm(torch.split(chosen, _AT_ONCE), desc="fit factors", unit="batch", disable=hidden):
                 energies.append(model.infer(data.images(part).to(model.factors.device))[0].cpu())
         if energies:
             model.factors.copy_(fitted_factors(torch.cat(energies), data.y[chosen]))

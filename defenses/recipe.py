@@ -85,8 +85,8 @@ class Recipe(Method):
     def initialise(self, network: nn.Module, seed: int) -> None:
         """Change the first weights in place; PyTorch's, drawn from the seed, stay unless a recipe says otherwise."""
 
-    def finish(self, network: nn.Module, data: Data, seed: int) -> None:
-        """Fit what a recipe fits once the weights stand, in place; nothing unless it says otherwise."""
+    def finish(self, network: nn.Module, data: Data, seed: int, progress: bool | None) -> None:
+        """Fit what a recipe fits once the weights stand, in place, with a bar as `train` is asked for; nothing unless it says otherwise."""
 
     def question(self, file: str) -> Question:
         """The threat that the recipe trains against, for the model that its file makes."""

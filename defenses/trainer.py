@@ -98,7 +98,7 @@ def train(
     network = network.to(target)
     loop = Loop(recipe, images, network, seed, checkpoint, save_every)
     resumed = loop.run(steps, progress)
-    recipe.finish(network, images, seed)
+    recipe.finish(network, images, seed, progress)
     extra = task | {
         "data_origin": images.origin,
         "trained_indices": ranges(images.index),

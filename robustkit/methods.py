@@ -189,7 +189,7 @@ class Attack(Method):
         "never", batch_size="auto", device="auto", pool=Data or (x, y) for attacks that learn from
         other images (default the images themselves). Raises BadInput.
         """
-        from robustkit.driver import attack_images
+        from robustkit.attacking import attack_images
 
         return attack_images(self, model, x, y, threat=threat, **options)
 

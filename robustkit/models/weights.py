@@ -64,9 +64,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def fill(net: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Put weights into a network (float32, on the CPU), on the meta device or not; raises BadInput where they do not fit."""
     wanted = net.state_dict()
-    counters = {key for key in wanted if key.endswith("num_batches_tracked")}
-    optional = {f"{name}.{key}".lstrip(".") for name, part in net.named_modules() for key in getattr(part, "optional", ())} - tensors.keys()
-    missing = [key for key in wanted if key not in tensors and key not in counters | optional]
+    optional = {f"{name}.{key}".lstrip(".") for name, part in net.named_modules() for key in getattr(part, "optional", ())}
+    optional |= {key for key in wanted if key.endswith("num_batches_tracked")}
+    missing = [key for key in wanted if key not in tensors and key not in optional]
     extra = sorted(key for key in tensors if key not in wanted)
     if missing or extra:
         parts = [
@@ -76,10 +76,8 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         ]
         raise BadInput(f"{where}: the weights do not fit the architecture: {'; '.join(parts)}")
     ready = {}
-    for key, target in wanted.items():
-        if key in optional:
-            continue
-        given = tensors.get(key, torch.zeros((), dtype=torch.int64))
+    for key, given in tensors.items():
+        target = wanted[key]
         if given.shape != target.shape:
             raise BadInput(f"{where}: {key} has shape {tuple(given.shape)}, the architecture needs {tuple(target.shape)}")
         ready[key] = given.to(torch.float32 if target.is_floating_point() else target.dtype)

@@ -41,7 +41,7 @@ def inside(classifier: Classifier) -> NeighbourClassifier:
 
 
 def test_neighbours_votes_and_scores_are_those_of_brute_force(knn: Classifier, digits: Any) -> None:
-    """Against numpy in float64 on activations computed layer by layer, without hooks, bank or chunks."""
+    """Against numpy in float64 on activations computed layer by layer, without hooks or bank."""
     model, x = inside(knn), digits.images(slice(0, 40))
     network, images = rk.load_model("zoo:digits-standard").module, model.images
     assert isinstance(network, nn.Sequential)
@@ -75,6 +75,17 @@ def test_batches_change_nothing(knn: Classifier, digits: Any) -> None:
     whole = knn.logits(x)
     alone = torch.cat([knn.logits(pad_rows(x[i : i + 1], 16))[:1] for i in range(48)])
     assert torch.allclose(whole, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 37, 200])
+def test_the_search_by_classes_is_that_of_the_whole_bank(k: int, knn: Classifier, digits: Any) -> None:
+    """Also where more neighbours are wanted than a class has."""
+    model, x = inside(knn), digits.images(slice(0, 48))
+    for layer, features in enumerate(model._features(x)):
+        whole = (features @ model.bank.features(layer).t()).topk(k, dim=1)
+        found = model.bank.search(features, layer, k)
+        assert torch.allclose(found.similarity, whole.values, atol=1e-6)
+        assert float((found.at == whole.indices).float().mean()) > 0.99  # equal but for near ties
 
 
 def test_bank_and_calibration_are_disjoint_training_images(knn: Classifier) -> None:

@@ -101,26 +101,24 @@ def no_trips() -> Iterator[None]:
 def _computed(func: Any, args: Any, kwargs: Any) -> Any:
     """An operator of which at least one argument is on the device."""
     tensors = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)]
-    ours = [v for v in tensors if isinstance(v, CudaTensor)]
     others = [v for v in tensors if not isinstance(v, CudaTensor) and v.dim() > 0]
-    if others and func is not aten.copy_.default:
+    if func is aten.copy_.default:
+        if not isinstance(args[0], CudaTensor):
+            trips["copy_"] += 1
+            return args[0].copy_(args[1].held)
+        trips["copy_"] += not isinstance(args[1], CudaTensor)
+    elif others:
         trips["indices from the host"] += 1
         if func not in _INDEXED or others[0].dtype not in (torch.int64, torch.bool):
             shapes = ", ".join(f"{tuple(v.shape)} {v.device}" for v in tensors)
             raise RuntimeError(f"Expected all tensors to be on the same device, but found {shapes} in {func}")
-    if func is aten.copy_.default and not isinstance(args[1], CudaTensor):
-        trips["copy_"] += 1
-    if func is aten.copy_.default and not isinstance(args[0], CudaTensor):
-        trips["copy_"] += 1
-        args[0].copy_(args[1].held)
-        return args[0]
     masked = func in _INDEXED and any(v is not None and v.dtype == torch.bool for v in args[1])
     if func in _READS or masked:
         trips[func.__name__] += 1
     plain = tree_map(lambda v: v.held if isinstance(v, CudaTensor) else v, (args, kwargs))
     plain = tree_map(lambda v: torch.device("cpu") if isinstance(v, torch.device) else v, plain)
     out = tree_map(lambda v: CudaTensor(v) if isinstance(v, Tensor) else v, func(*plain[0], **plain[1]))
-    return return_and_correct_aliasing(func, args, kwargs, out) if ours else out
+    return return_and_correct_aliasing(func, args, kwargs, out)
 
 
 class _Move(torch.autograd.Function):
@@ -203,12 +201,11 @@ class _Calls(TorchFunctionMode):
             trips["new_tensor"] += 1
             return CudaTensor(torch.tensor(args[1], dtype=kwargs.get("dtype", args[0].dtype)))
         if wanted is not None and not ours:
-            chosen = torch.device(wanted)
             made = func(*args, **{**kwargs, "device": torch.device("cpu")})
-            if chosen.type == "cuda" and func is torch.tensor:
-                trips["tensor"] += 1
-            needs = made.requires_grad
-            return CudaTensor(made.detach()).requires_grad_(needs) if chosen.type == "cuda" else made
+            if torch.device(wanted).type == "cpu":
+                return made
+            trips["tensor"] += func is torch.tensor
+            return CudaTensor(made.detach()).requires_grad_(made.requires_grad)
         before, self.made.within = self.made.within, ours
         try:
             return func(*args, **kwargs)
@@ -218,21 +215,15 @@ class _Calls(TorchFunctionMode):
     @staticmethod
     def _to(args: Any, kwargs: Any) -> Tensor:
         value, *rest = args
-        device = kwargs.pop("device", None)
-        kept = []
+        device, dtype = kwargs.get("device"), kwargs.get("dtype")
         for word in rest:
-            if isinstance(word, (str, torch.device)) and device is None:
+            if isinstance(word, Tensor):
+                device, dtype = word.device, word.dtype
+            elif isinstance(word, torch.dtype):
+                dtype = word
+            elif isinstance(word, (str, torch.device)):
                 device = word
-            elif isinstance(word, Tensor):
-                device = word.device
-                kept.append(word.dtype)
-            else:
-                kept.append(word)
-        kept = [word for word in kept if isinstance(word, torch.dtype)]
-        kwargs.pop("non_blocking", None)
-        kwargs.pop("copy", None)
-        if kept or kwargs:
-            value = value.to(*kept, **kwargs)
+        value = value if dtype is None else value.to(dtype)
         return value if device is None else _moved(value, torch.device(device))
 
 
