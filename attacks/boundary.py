@@ -69,6 +69,7 @@ class Boundary(Attack):
     access = "decision"
     threats = ("l2", "linf")
     paper = "Brendel et al. 2018"
+    version = 2
     bounded = False
     minimum_norm = True
 
@@ -167,7 +168,7 @@ class Boundary(Attack):
         return noise * wide(length.to(p.dtype) * scale / norm, p)
 
     def _noise(self, keys: Tensor, walk: Tensor, plain: Tensor, shape: tuple[int, ...]) -> Tensor:
-        everything = normal(keys, shape)
+        everything = normal(keys, 1, shape)[:, 0]
         if self.sampler.name == "gaussian":
             return everything
         smooth = self._varied(keys, walk, shape) if self.sampler.name == "auto" else sampler(self.sampler).draw(keys, 1, shape)[:, 0]
@@ -179,7 +180,7 @@ class Boundary(Attack):
         height, width = LowFrequency(RATIOS[0]).sides(shape)
         tall = torch.arange(height, device=keys.device) < sides[:, :1]
         broad = torch.arange(width, device=keys.device) < sides[:, 1:]
-        weights = normal(keys, (shape[0], height, width))
+        weights = normal(keys, 1, (shape[0], height, width))[:, 0]
         return from_spectrum(weights * (tall[:, None, :, None] & broad[:, None, None, :]), shape)
 
 

@@ -26,7 +26,7 @@ from robustkit.attacks import nes_partial, starting
 from robustkit.attacks.sampling import PLAIN, Sampler, around, at_step, sampler, sampler_spec
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import choose, wide
+from robustkit.numerics import choose
 from robustkit.spec import Spec
 from robustkit.threats import Threat
 from robustkit.threats.norms import limits
@@ -74,6 +74,7 @@ class NES(Attack):
     access = "score"
     threats = ("linf", "l2")
     paper = "Ilyas et al. 2018"
+    version = 2
 
     def __post_init__(self) -> None:
         if self.mode not in _QUERIES:
@@ -142,8 +143,8 @@ class NES(Attack):
     def step(self, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
         if self.mode != "query-limited":
             return nes_partial.advance(self, rows, state, view, threat)
-        p, noise = state["p"], self.draw(rows, threat)
-        points = self.inside(rows, around(p, noise), threat)
+        p, noise = state["p"], self.draw(rows)
+        points = self.inside(rows, around(p, noise, self.length(rows, self.spread, threat)), threat)
         logits = view.many(points)
         aimed = rows.target >= 0
         odds = log_odds(logits, torch.where(aimed, rows.target, rows.y))
@@ -171,11 +172,9 @@ class NES(Attack):
             "known": torch.zeros_like(rows.steps),
         }
 
-    def draw(self, rows: Rows, threat: Threat) -> Tensor:
-        """(R,S/2,C,H,W) the noise of an estimate, sigma long per value (for l2, per root of the number of values)."""
-        shape = tuple(rows.x.shape[1:])
-        noise = self.noise.draw(at_step(rows.key, rows.steps), self.points // 2, shape)
-        return noise.mul_(wide(self.length(rows, self.spread, threat), noise))
+    def draw(self, rows: Rows) -> Tensor:
+        """(R,S/2,C,H,W) the standard normal noise of an estimate."""
+        return self.noise.draw(at_step(rows.key, rows.steps), self.points // 2, tuple(rows.x.shape[1:]))
 
     def length(self, rows: Rows, share: Fraction, threat: Threat) -> Tensor:
         """(R,) float32 change per value that is a `share` of eps in the threat's norm."""

@@ -56,8 +56,8 @@ def begin(nes: NES, rows: Rows, view: ScoreView, threat: Threat) -> State:
 
 def advance(nes: NES, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:
     """One estimate, and the boldest of the proposed moves that keeps the target in sight."""
-    noise = nes.draw(rows, threat)
-    points = around(state["p"], noise)
+    noise = nes.draw(rows)
+    points = around(state["p"], noise, nes.length(rows, nes.spread, threat))
     loss, seen = _labels(nes, rows, points, view, threat) if nes.mode == "label-only" else _scores(nes, rows, points, view)
     count = seen.sum(1)
     level = torch.where(count > 0, (loss * seen).sum(1) / count.clamp(min=1), torch.inf)

@@ -3,9 +3,9 @@
 Low frequencies: Guo, Frank & Weinberger 2019, https://arxiv.org/abs/1809.08758. A sampler is a small
 frozen dataclass, so every attack that draws Gaussian noise takes any of them by its specification.
 
-Draws come from hashed keys (robustkit.streams). One 64-bit hash gives four values: each 16 bits of it
-name one of the 65536 equal parts of the normal distribution, so that noise costs a fraction of a
-forward pass of even a small network. |z| is at most about 4.2.
+Draws come from hashed keys (robustkit.streams). A key only says where in a bank of normal numbers,
+the same in every run, an image of noise begins, at one of 2^20 places (Salimans et al. 2017,
+https://arxiv.org/abs/1703.03864, section 2.1): noise costs no more than copying it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from torch import Tensor
 
 from robustkit import streams
 from robustkit.errors import BadInput, unknown
+from robustkit.numerics import wide
 from robustkit.spec import Spec, build, canonical, parse
 
 _LEVELS = 1 << 16
+_PLACES_BITS = 20
+"""Two to this are the places of the bank where noise may begin."""
 
 
 class Sampler(ABC):
@@ -49,7 +52,7 @@ class Gaussian(Sampler):
     name = "gaussian"
 
     def draw(self, keys: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
-        return normal(keys, (count, *shape))
+        return normal(keys, count, shape)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class LowFrequency(Sampler):
         return shape[0] * math.prod(self.sides(shape))
 
     def draw(self, keys: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
-        return from_spectrum(normal(keys, (count, shape[0], *self.sides(shape))), shape)
+        return from_spectrum(normal(keys, count, (shape[0], *self.sides(shape))), shape)
 
 
 SAMPLERS: dict[str, type[Sampler]] = {"gaussian": Gaussian, "low-frequency": LowFrequency}
@@ -111,9 +114,12 @@ def at_step(keys: Tensor, steps: Tensor) -> Tensor:
     return streams.further(keys, (steps + 1) << 32)
 
 
-def normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(R,*shape) float32 standard normal for (R,) keys, 16 bits each."""
-    return _quantiles(str(keys.device)).index_select(0, _bits16(keys, shape).add_(_LEVELS // 2)).view(-1, *shape)
+def normal(keys: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
+    """(R,count,*shape) float32 standard normal for (R,) keys."""
+    size = math.prod(shape)
+    begin = streams.bits(keys, count).flatten() & ((1 << _PLACES_BITS) - 1)
+    bank = _bank(1 << (size - 1).bit_length(), str(keys.device))
+    return bank.unfold(0, size, 1).index_select(0, begin).view(-1, count, *shape)
 
 
 def uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -128,12 +134,12 @@ def from_spectrum(weights: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.matmul(cosines(shape[-2], rows, weights.device), across)
 
 
-def around(p: Tensor, noise: Tensor) -> Tensor:
-    """(R,S,...) the points p + z, then p - z, for noise z (R,S/2,...)."""
-    half = noise.shape[1]
+def around(p: Tensor, noise: Tensor, length: Tensor) -> Tensor:
+    """(R,S,...) the points p + l z, then p - l z, for noise z (R,S/2,...) and lengths l (R,)."""
+    half, long = noise.shape[1], wide(length, noise)
     points = torch.empty(len(p), 2 * half, *p.shape[1:], dtype=p.dtype, device=p.device)
-    torch.add(p[:, None], noise, out=points[:, :half])
-    torch.sub(p[:, None], noise, out=points[:, half:])
+    torch.addcmul(p[:, None], noise, long, out=points[:, :half])
+    torch.addcmul(p[:, None], noise, long, value=-1, out=points[:, half:])
     return points
 
 
@@ -158,8 +164,9 @@ def _bits16(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _quantiles(device: str) -> Tensor:
-    """The middles of 65536 equally likely parts of the normal distribution, scaled to variance 1."""
-    made = torch.special.ndtri((torch.arange(_LEVELS, dtype=torch.float64) + 0.5) / _LEVELS)
-    scaled: Tensor = made / made.square().mean().sqrt()
-    return scaled.float().to(device)
+def _bank(longest: int, device: str) -> Tensor:
+    """Normal numbers for images of at most so many values, whichever of the places they begin at."""
+    key = torch.tensor([streams.text_key("robustkit/bank of normal numbers")])
+    drawn = streams.uniform(key, ((1 << _PLACES_BITS) + longest,))[0].double()
+    made: Tensor = torch.special.ndtri(drawn)
+    return made.float().to(device)

@@ -20,13 +20,15 @@ from robustkit.attacks.losses import margin
 from robustkit.attacks.square_windows import Sides, Windows
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import choose, constant, wide
+from robustkit.numerics import constant, overwrite, wide
 from robustkit.threats import Threat
 from robustkit.threats.norms import limits
 from robustkit.views import ScoreView
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries after which the window's share of the image is halved (for 10 000 queries in all)."""
+_BEYOND = 2.0
+"""A change that takes any value out of the box."""
 
 
 @dataclass(frozen=True)
@@ -60,30 +62,27 @@ class Square(Attack):
         flat = threat.name == "linf"
         start = self._stripes(rows) if flat else self._bumps(rows, square_bumps.ORDER[threat.name])
         start = threat.project(rows.x, start, rows.eps)
-        state = {"p": start, "best": start, "loss": torch.full_like(rows.eps, -torch.inf, dtype=torch.float32)}
-        if flat:
-            state["limits"] = torch.cat([limit.flatten(2) for limit in limits(rows.x, rows.eps)], 2)
-        return state
+        return {"p": start, "best": start, "loss": torch.full_like(rows.eps, -torch.inf, dtype=torch.float32)}
 
     def step(self, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
         p = state["p"]
         loss = margin(view.scores(p), rows.y, rows.target)
         better = loss > state["loss"]
-        best = choose(better, p, state["best"])
+        best = overwrite(better, p, state["best"])
         if threat.name == "linf":
-            ahead = self._move_window(rows, best, state["limits"], view.least)
+            ahead = self._move_window(rows, best, view.least)
         else:
             inside = square_bumps.into_box if threat.name == "l1" and best.shape[1] == 1 else threat.project
             ahead = inside(rows.x, self._move_bump(rows, best, square_bumps.ORDER[threat.name], view.least), rows.eps)
         return state | {"p": ahead, "best": best, "loss": torch.where(better, loss, state["loss"])}
 
-    def _move_window(self, rows: Rows, best: Tensor, both: Tensor, least: int) -> Tensor:
-        """Another window of each row set to its limits, the lower or the upper ones of `both` (R,C,2HW)."""
-        shape = best.shape
-        drawn, (sides, which) = self._drawn(rows, 2 + shape[1]), self._sides(rows, least)
-        window = Windows(sides, which, self._corner(shape, sides.tensor[which], drawn[:, :2])).places(shape)
-        upper = (drawn[:, 2:, None] < 0.5) * (shape[2] * shape[3])
-        return best.flatten(2).scatter(2, window, both.gather(2, window + upper)).view(shape)
+    def _move_window(self, rows: Rows, best: Tensor, least: int) -> Tensor:
+        """Another window of each row set to its limits, the lower or the upper ones: pushed beyond any, and cut off."""
+        shape, drawn, (sides, which) = best.shape, self._drawn(rows, 2 + best.shape[1]), self._sides(rows, least)
+        down, across = Windows(sides, which, self._corner(shape, sides.tensor[which], drawn[:, :2])).inside(shape)
+        push = torch.where(drawn[:, 2:] < 0.5, _BEYOND, -_BEYOND)
+        pushed = torch.addcmul(best, (push[:, :, None] * down[:, None])[..., None], across[:, None, None])
+        return pushed.clamp_(*limits(rows.x, rows.eps))
 
     def _move_bump(self, rows: Rows, best: Tensor, order: int, least: int) -> Tensor:
         """Another window of each row takes over the norm of a second one."""

@@ -51,6 +51,11 @@ class Windows:
         down = along * shape[3] + (self.corner[:, :1] * shape[3] + self.corner[:, 1:])
         return (down[:, :, None] + along[:, None]).flatten(1)[:, None].expand(-1, shape[1], -1)
 
+    def inside(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """(R,H) and (R,W) float: 1 for the rows, and the columns, of images (R,C,H,W) that it covers, else 0."""
+        side = self.sides.tensor[self.which]
+        return _covered(self.corner[:, 0], side, shape[2]), _covered(self.corner[:, 1], side, shape[3])
+
     def once(self) -> Tensor:
         """(R,W^2) see Sides."""
         return self.sides.once[self.which]
@@ -60,3 +65,9 @@ class Windows:
         apart = other.sides.along[other.which][:, None] + (other.corner - self.corner)[:, :, None]
         inside = ((apart >= 0) & (apart < self.sides.tensor[self.which][:, None, None])).float()
         return (inside[:, 0, :, None] * inside[:, 1, None]).flatten(1)
+
+
+def _covered(first: Tensor, count: Tensor, length: int) -> Tensor:
+    """(R,length) float: 1 at places first ... first+count-1."""
+    apart = torch.arange(length, device=first.device) - first[:, None]
+    return ((apart >= 0) & (apart < count[:, None])).float()

@@ -104,11 +104,12 @@ class Outcome:
 def auto_batch(shape: tuple[int, ...], device: torch.device, *, backward: bool = True) -> int:
     """Rows per batch to start with: what caches (CPU) or memory (GPU) hold comfortably.
 
-    Without backward four times as many: on the CPU they go forward in parts, and share the cost of every other operation.
+    Without backward more: on the CPU eight times as many, which go forward in parts and share the cost of every other operation.
     """
-    size = max(1, int(torch.Size(shape).numel()))
-    most, total = (4096, 1 << 24) if device.type == "cuda" else (192, 600_000)
-    most *= 1 if backward else 4
+    size, gpu = max(1, int(torch.Size(shape).numel())), device.type == "cuda"
+    most, total = (4096, 1 << 24) if gpu else (192, 600_000)
+    if not backward:
+        most, total = (4 * most, total) if gpu else (8 * most, 8 * total)
     return max(PAD, min(most, total // size) // PAD * PAD)
 
 
@@ -182,10 +183,11 @@ class Driver:
         shape = tuple(samples.images(torch.tensor([0])).shape[1:])
         backward = self.attack.access == "gradient"
         device = self.classifier.device
-        parts = not backward and device.type == "cpu"  # there a batch goes forward in parts of the size asked for
+        parts = not backward and device.type == "cpu"  # there a batch goes forward in parts, of the size asked for at most
         capacity = auto_batch(shape, device, backward=backward or parts) if self.batch_size == "auto" else padded(self.batch_size)
         if parts:
-            self.view.piece, capacity = capacity, max(capacity, auto_batch(shape, device, backward=False))
+            self.view.piece = min(capacity, auto_batch(shape, device))
+            capacity = max(capacity, auto_batch(shape, device, backward=False))
         capacity = padded(max(1, capacity // self.width), self.unit)
         most = float(samples.eps.max())
         self.view.shared = self.attack.prepare(self.pool or self._no_pool, self.classifier, self.threat, most, self.seed)

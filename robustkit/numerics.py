@@ -61,6 +61,14 @@ def choose(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(marked, yes, no) if no.is_cuda else torch.lerp(no, yes, marked.to(no.dtype))
 
 
+def overwrite(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """As `choose(rows, new, old)`; on the CPU `old` is written into, which costs the less the fewer rows are marked."""
+    if old.is_cuda:
+        return choose(rows, new, old)
+    at = rows.nonzero()[:, 0]
+    return old.index_copy_(0, at, new.index_select(0, at))
+
+
 @lru_cache(maxsize=256)
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """(V,) fixed values, sent to the device once: the host waits for every sending. Never to be written into."""

@@ -6,6 +6,7 @@ loss), so attacks never handle success themselves and none is lost on the way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from robustkit.classifier import Classifier
 from robustkit.goals import Goal
 from robustkit.memory import out_of_memory
 from robustkit.methods import Rows, State
-from robustkit.numerics import choose, clear_margin, pad_rows, padded, within
+from robustkit.numerics import PAD, choose, clear_margin, pad_rows, padded, within
 from robustkit.surface import pooled
 from robustkit.threats import Threat
 
@@ -102,16 +103,32 @@ class View:
         keys = streams.child(self.rows.key, self.book["queries"])
         return streams.child(keys.repeat_interleave(points), at.repeat(len(keys)))
 
-    def _answers(self, images: Tensor, points: int = 1) -> Tensor:
-        """(R x points,K) logits of images, those of a row one after another, averaged over the draws."""
-        keys, draws = self._keys(points * self.draws), self.draws
-        if draws > 1:
-            images = images.repeat_interleave(draws, 0)
-        padding, count = padded(len(images)), len(images)
-        images, keys = pad_rows(images, padding), None if keys is None else pad_rows(keys, padding)
-        parts = [slice(at, at + self.piece) for at in range(0, padding, self.piece)] if self.piece else [slice(None)]
-        logits = torch.cat([self.classifier.search(images[part], None if keys is None else keys[part]) for part in parts])[:count]
+    def _answers(self, p: Tensor, points: int) -> Tensor:
+        """(R x points,K) logits at parameters p (R,points,...), those of a row one after another, averaged over the draws.
+
+        Images are made, and go forward, in pieces that caches hold.
+        """
+        x, each, draws = self.rows.x, points * self.draws, self.draws
+        unit = PAD // math.gcd(PAD, each)
+        step = max(unit, self.piece // each // unit * unit) if self.piece else len(x)
+        keys = self._keys(each)
+        found = []
+        for at in range(0, len(x), step):
+            images = self.threat.apply_many(x[at : at + step], p[at : at + step])
+            images = images if draws == 1 else images.repeat_interleave(draws, 0)
+            drawn = None if keys is None else keys[at * each : at * each + len(images)]
+            found.append(self._forwards(images, drawn))
+        logits = torch.cat(found)
         return logits if draws == 1 else self._averaged(logits, draws)
+
+    def _forwards(self, images: Tensor, keys: Tensor | None) -> Tensor:
+        """Logits of images, padded and in pieces."""
+        count, padding = len(images), padded(len(images))
+        images, keys = pad_rows(images, padding), None if keys is None else pad_rows(keys, padding)
+        size = self.piece or padding
+        parts = [slice(at, at + size) for at in range(0, padding, size)]
+        logits = [self.classifier.search(images[part], None if keys is None else keys[part]) for part in parts]
+        return torch.cat(logits)[:count] if len(logits) > 1 else logits[0][:count]
 
     def _averaged(self, logits: Tensor, draws: int) -> Tensor:
         """(R,K) what logits (R x draws,K) under several draws say together, those of a row one after another."""
@@ -119,7 +136,7 @@ class View:
 
     def _forward(self, p: Tensor) -> Tensor:
         with torch.no_grad():
-            logits = self._answers(self.threat.apply(self.rows.x, p))
+            logits = self._answers(p[:, None], 1)
         if self.draws > 1:
             self._also((self.draws - 1) * ~self.book["done"])
         self._see(p, logits)
@@ -137,7 +154,7 @@ class View:
         rows, flat = self.rows, p.flatten(0, 1)
         y, target = (v.repeat_interleave(points) for v in (rows.y, rows.target))
         with torch.no_grad():
-            logits = self._answers(self.threat.apply_many(rows.x, p), points)
+            logits = self._answers(p, points)
             margin = self.goal.margin(logits, y, target)
             if not self.bounded:
                 x = rows.x[:, None].expand(-1, points, *rows.x.shape[1:]).flatten(0, 1)

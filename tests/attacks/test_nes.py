@@ -63,8 +63,8 @@ def test_the_estimate_converges_to_the_gradient_of_a_linear_loss(given: str, lea
         slope = (slope.flatten(1) @ span.t() @ span).view_as(slope)
     p, alike = torch.rand(3, 1, 8, 8), []
     for pairs in (20, 2000):
-        noise = 0.1 * made.draw(streams.row_keys(0, f"noise{pairs}", torch.arange(3)), pairs, (1, 8, 8))
-        loss = (around(p, noise) * slope[:, None]).flatten(2).sum(2)
+        noise = made.draw(streams.row_keys(0, f"noise{pairs}", torch.arange(3)), pairs, (1, 8, 8))
+        loss = (around(p, noise, torch.full((3,), 0.1)) * slope[:, None]).flatten(2).sum(2)
         found = estimate(loss, noise)
         alike.append(torch.cosine_similarity(found.flatten(1), slope.flatten(1)).min())
     assert alike[1] > least

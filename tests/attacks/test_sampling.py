@@ -33,7 +33,7 @@ def keys(count: int, purpose: str = "noise") -> torch.Tensor:
 
 
 def test_normal_numbers_are_normal() -> None:
-    drawn = normal(keys(20), (5000,)).double().flatten().numpy()
+    drawn = normal(keys(20), 5, (1000,)).double().flatten().numpy()
     assert abs(drawn.mean()) < 0.01
     assert abs(drawn.std() - 1) < 0.01
     assert scipy.stats.kstest(drawn, "norm").pvalue > 1e-3
@@ -59,7 +59,7 @@ def test_a_row_draws_the_same_in_any_company(given: str) -> None:
 
 def test_steps_draw_different_numbers() -> None:
     one = keys(1).expand(4)
-    drawn = normal(at_step(one, torch.arange(4)), (2000,)).double().numpy()
+    drawn = normal(at_step(one, torch.arange(4)), 2, (1000,)).flatten(1).double().numpy()
     assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.1
     jumped = streams.bits(at_step(one[:1], torch.tensor([2])), 5)
     far = 3 * 2**32  # the same numbers as so far down the row's own stream
@@ -76,7 +76,7 @@ def test_cosines_are_scipys_and_orthonormal(length: int, kept: int) -> None:
 
 
 def test_images_are_scipys_inverse_transform() -> None:
-    weights = normal(keys(3), (2, 7, 5))
+    weights = normal(keys(3), 1, (2, 7, 5))[:, 0]
     spectrum = np.zeros((3, 2, 28, 20))
     spectrum[:, :, :7, :5] = weights.numpy()
     theirs = scipy.fft.idctn(spectrum, axes=(2, 3), norm="ortho")
@@ -103,11 +103,23 @@ def test_the_whole_spectrum_is_plain_noise() -> None:
     assert LowFrequency(Fraction(1, 100)).draw(keys(1), 1, (1, 10, 10)).std() < 1e-6  # at least the constant
 
 
+def test_images_of_noise_do_not_resemble_one_another() -> None:
+    """They are parts of one bank: no two of 20 000 begin at the same place more often than chance has it, shifted ones are orthogonal."""
+    drawn = normal(keys(20), 1000, (16, 16)).flatten(0, 1).flatten(1)
+    same = len(drawn) - len(drawn.unique(dim=0))
+    assert scipy.stats.poisson.cdf(same, 20_000**2 / 2 / 2**20) < 0.9999
+    alike = torch.nn.functional.normalize(drawn[:2000].double())
+    alike = (alike @ alike.t() - torch.eye(2000)).abs()
+    assert float((alike < 0.99).double().mean()) > 0.99999
+    assert float(alike[alike < 0.99].square().mean()) == pytest.approx(1 / 256, rel=0.05)
+
+
 def test_points_come_in_opposite_pairs() -> None:
-    p, noise = torch.rand(3, 1, 4, 4), Gaussian().draw(keys(3), 5, (1, 4, 4))
-    points = around(p, noise)
-    assert torch.equal(points[:, :5], p[:, None] + noise)
-    assert torch.equal(points[:, 5:], p[:, None] - noise)
+    p, noise, length = torch.rand(3, 1, 4, 4), Gaussian().draw(keys(3), 5, (1, 4, 4)), torch.tensor([0.5, 1, 0])
+    points = around(p, noise, length)
+    step = length.view(3, 1, 1, 1, 1) * noise
+    assert torch.equal(points[:, :5], p[:, None] + step)
+    assert torch.equal(points[:, 5:], p[:, None] - step)
 
 
 def test_specifications() -> None:
