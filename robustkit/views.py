@@ -74,9 +74,17 @@ class View:
             return
         fresh &= margin >= 2 * clear_margin(logits)
         if not self.bounded:
-            fresh = fresh & within(self.threat.size(rows.x, p), rows.eps)
+            fresh = fresh & self._within(p, fresh)
         self._keep("candidate", p, fresh)
         book["done"] = book["done"] | fresh
+
+    def _within(self, p: Tensor, where: Tensor) -> Tensor:
+        """(R,) whether p lies within the budget; on the CPU only looked at in the rows marked, the others are within."""
+        x, eps = self.rows.x, self.rows.eps
+        if p.is_cuda:
+            return within(self.threat.size(x, p), eps)
+        at = where.nonzero()[:, 0]
+        return torch.ones_like(where).index_put((at,), within(self.threat.size(x[at], p[at]), eps[at]))
 
     def _keep(self, name: str, p: Tensor, where: Tensor) -> None:
         if where.is_cuda or bool(where.any()):
