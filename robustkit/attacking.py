@@ -7,15 +7,17 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from robustkit.batch_size import BatchSize, auto_batch, check_batch
 from robustkit.blocks import make_driver
 from robustkit.classifier import Classifier, as_classifier, pick_device
 from robustkit.data import Data, as_data, check_images
-from robustkit.driver import BatchSize, Outcome, Samples, Stop, auto_batch, check_batch
+from robustkit.driver import Stop
 from robustkit.errors import BadInput, unknown
 from robustkit.goals import Goal
 from robustkit.judge import Judge
 from robustkit.methods import Attack, Result
 from robustkit.numerics import float_below, padded
+from robustkit.samples import Outcome, Samples
 from robustkit.threats import Threat, load_threat
 
 

@@ -27,16 +27,17 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import streams
+from robustkit.batch_size import auto_batch
 from robustkit.blocks import make_driver
 from robustkit.classifier import Classifier, frozen_copy
 from robustkit.comparisons import outermost
-from robustkit.driver import Outcome, Samples, auto_batch
 from robustkit.errors import BadInput
 from robustkit.goals import Goal
 from robustkit.judge import Judge
 from robustkit.methods import Attack
 from robustkit.numerics import choose, exact_mode
 from robustkit.probing import Finding, Probe, Verdict, finding
+from robustkit.samples import Outcome, Samples
 from robustkit.threats import Threat
 
 INNER = 999

@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustkit.driver import BatchSize, Driver, Outcome, Samples, Stop, auto_batch, check_batch, make_rows
+from robustkit.batch_size import BatchSize, auto_batch, check_batch
+from robustkit.driver import Driver, Stop, make_rows
 from robustkit.errors import BadInput, RobustkitError
 from robustkit.judge import Judge
 from robustkit.memory import out_of_memory
 from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import PAD, choose, padded, within
+from robustkit.samples import Outcome, Samples
 from robustkit.smallest import SmallestDriver
 from robustkit.threats import Threat
 from robustkit.watch import Ended, Watch

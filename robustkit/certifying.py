@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustkit.batch_size import BatchSize, auto_batch, check_batch
 from robustkit.classifier import Classifier, as_classifier, pick_device
 from robustkit.data import check_images
-from robustkit.driver import BatchSize, auto_batch, check_batch
 from robustkit.errors import BadInput
 from robustkit.goals import Goal
 from robustkit.judge import Judge

@@ -20,9 +20,9 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from robustkit import registry
+from robustkit.batch_size import BatchSize
 from robustkit.comparisons import Comparisons
 from robustkit.data import Data
-from robustkit.driver import BatchSize
 from robustkit.evidence import Evidence
 from robustkit.judge import Judge
 from robustkit.methods import Attack

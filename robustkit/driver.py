@@ -19,20 +19,19 @@ import torch
 from torch import Tensor
 
 from robustkit import streams
+from robustkit.batch_size import BatchSize, auto_batch, check_batch
 from robustkit.errors import BadInput
 from robustkit.judge import Judge
 from robustkit.memory import keep_freed_memory, out_of_memory
 from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import PAD, padded
+from robustkit.samples import Outcome, Samples
 from robustkit.views import VIEWS, View
 
 if TYPE_CHECKING:
     from robustkit.data import Data
 
 Stop = Literal["first", "smallest", "never"]
-BatchSize = int | Literal["auto"]
-
-
 Entry = tuple[int, int]
 """(position of a sample, attempt)."""
 Queue = deque[Entry]
@@ -45,78 +44,6 @@ class _Batch:
     rows: Rows
     state: State
     live: Tensor
-
-
-@dataclass
-class Samples:
-    """What an attack is run on: N samples, their images fetched only when their turn comes."""
-
-    index: Tensor
-    """(N,) int64 dataset indices."""
-    y: Tensor
-    """(N,) int64 labels."""
-    target: Tensor
-    """(N,) int64 classes of the goal, -1 when untargeted."""
-    logits: Tensor
-    """(N,K) clean logits."""
-    eps: Tensor
-    """(N,) float64 budgets, rounded down."""
-    images: Callable[[Tensor], Tensor]
-    """positions (R,) -> (R,C,H,W) float32."""
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def pick(self, where: Tensor) -> Samples:
-        """The samples at positions `where`."""
-        return Samples(
-            self.index[where], self.y[where], self.target[where], self.logits[where], self.eps[where], lambda at: self.images(where[at])
-        )
-
-
-@dataclass
-class Outcome:
-    """What the Driver reports of samples that are through with an attack; tensors on the CPU."""
-
-    at: Tensor
-    """(M,) positions."""
-    success: Tensor
-    """(M,) bool, verified by the Judge."""
-    size: Tensor
-    """(M,) float64, +inf without success."""
-    parameters: Tensor
-    """(M,...) threat parameters of the candidate."""
-    predicted: Tensor
-    """(M,) class the model gives the candidate."""
-    queries: Tensor
-    gradients: Tensor
-
-    def pick(self, where: Tensor) -> Outcome:
-        """The outcomes at `where`."""
-        return Outcome(**{name: value[where] for name, value in vars(self).items()})
-
-    @staticmethod
-    def join(parts: list[Outcome]) -> Outcome:
-        """Several groups as one."""
-        return Outcome(**{name: torch.cat([getattr(p, name) for p in parts]) for name in vars(parts[0])})
-
-
-def auto_batch(shape: tuple[int, ...], device: torch.device, *, backward: bool = True) -> int:
-    """Rows per batch to start with: what caches (CPU) or memory (GPU) hold comfortably.
-
-    Without backward more: on the CPU eight times as many, which go forward in parts and share the cost of every other operation.
-    """
-    size, gpu = max(1, int(torch.Size(shape).numel())), device.type == "cuda"
-    most, total = (4096, 1 << 24) if gpu else (192, 600_000)
-    if not backward:
-        most, total = (4 * most, total) if gpu else (8 * most, 8 * total)
-    return max(PAD, min(most, total // size) // PAD * PAD)
-
-
-def check_batch(batch_size: BatchSize) -> None:
-    """Raises BadInput unless `auto` or at least 1."""
-    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
-        raise BadInput(f"batch size {batch_size!r}: expected auto or a whole number of at least 1")
 
 
 def make_rows(attack: Attack, judge: Judge, seed: int, samples: Samples, at: Tensor, attempt: Tensor) -> Rows:

@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from robustkit.batch_size import BatchSize, check_batch
 from robustkit.classifier import Classifier, pick_device
 from robustkit.clock import Clock, seconds
 from robustkit.data import Data, as_data, load_data
-from robustkit.driver import BatchSize, check_batch
 from robustkit.errors import BadInput, unknown
 from robustkit.goals import Goal
 from robustkit.judge import Judge

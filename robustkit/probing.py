@@ -15,15 +15,16 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
+from robustkit.batch_size import BatchSize
 from robustkit.blocks import make_driver
 from robustkit.data import Data
-from robustkit.driver import BatchSize, Outcome, Samples
 from robustkit.errors import BadInput
 from robustkit.evidence import Bools, Evidence, Ints
 from robustkit.judge import Judge
 from robustkit.methods import Attack
 from robustkit.numerics import float_below
 from robustkit.plan import probe
+from robustkit.samples import Outcome, Samples
 
 LEVEL, NET = 0.01, 0.05
 

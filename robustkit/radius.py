@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from robustkit.blocks import BlockDriver
-from robustkit.driver import Driver, Outcome, Samples
+from robustkit.driver import Driver
 from robustkit.judge import Judge
 from robustkit.numerics import choose
+from robustkit.samples import Outcome, Samples
 
 ROUNDS = 16
 RELATIVE = 1 / 64

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustkit import witnesses
+from robustkit.batch_size import BatchSize, auto_batch
 from robustkit.binarisation import Binarisation
 from robustkit.clock import Clock
 from robustkit.data import Data
 from robustkit.diagnostics import Examination
-from robustkit.driver import BatchSize, auto_batch
 from robustkit.errors import BadInput, OutOfTime, RobustkitError
 from robustkit.evidence import Evidence
 from robustkit.judge import Judge

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from robustkit.batch_size import BatchSize, auto_batch
 from robustkit.blocks import BlockDriver, make_driver
 from robustkit.certifying import largest_radius, prove
 from robustkit.clock import Clock
 from robustkit.data import Data
-from robustkit.driver import BatchSize, Driver, Outcome, Samples, Stop, auto_batch
+from robustkit.driver import Driver, Stop
 from robustkit.evidence import Evidence, Ints
 from robustkit.judge import Judge
 from robustkit.memory import out_of_memory
@@ -23,6 +24,7 @@ from robustkit.methods import Attack, Bound, Certifier, StatisticalCertifier
 from robustkit.numerics import PAD, float_below, padded
 from robustkit.plan import TRIAL, Stage, pays, saved
 from robustkit.radius import search_radius, shrink
+from robustkit.samples import Outcome, Samples
 from robustkit.store import UNIT, Arrays, Store
 
 BLOCK = 8

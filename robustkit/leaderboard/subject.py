@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import streams
+from robustkit.batch_size import auto_batch
 from robustkit.classifier import Classifier, pick_device
 from robustkit.data import Data
-from robustkit.driver import auto_batch
 from robustkit.errors import BadInput, Missing
 from robustkit.evidence import Ints
 from robustkit.goals import Goal

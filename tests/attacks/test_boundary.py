@@ -13,11 +13,11 @@ from robustkit.attacks import Boundary
 from robustkit.attacks.boundary import RATIOS
 from robustkit.attacks.sampling import LowFrequency
 from robustkit.classifier import Classifier
-from robustkit.driver import Outcome, Samples
 from robustkit.errors import BadInput
 from robustkit.goals import Goal
 from robustkit.judge import Judge
 from robustkit.methods import Rows
+from robustkit.samples import Outcome, Samples
 from robustkit.smallest import SmallestDriver
 from robustkit.threats import load_threat
 from robustkit.views import View

@@ -18,11 +18,12 @@ from robustkit.attacks.fab import FAB
 from robustkit.attacks.fgsm import FGSM
 from robustkit.attacks.pgd import PGD
 from robustkit.classifier import Classifier
-from robustkit.driver import Driver, Outcome, Samples
+from robustkit.driver import Driver
 from robustkit.goals import Goal
 from robustkit.judge import Judge
 from robustkit.methods import Attack
 from robustkit.radius import search_radius
+from robustkit.samples import Outcome, Samples
 from robustkit.threats import L2, Linf, Threat
 
 SIZE, COUNT = 36, 24

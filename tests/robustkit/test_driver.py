@@ -18,15 +18,17 @@ from robustkit.attacks.fgsm import FGSM
 from robustkit.attacks.losses import cross_entropy
 from robustkit.attacks.pgd import PGD
 from robustkit.attacks.square import Square
+from robustkit.batch_size import auto_batch
 from robustkit.classifier import Classifier
 from robustkit.data import load_data
-from robustkit.driver import Driver, Outcome, Samples, auto_batch
+from robustkit.driver import Driver
 from robustkit.errors import BadInput
 from robustkit.goals import Goal
 from robustkit.judge import Judge
 from robustkit.methods import Attack, Result, Rows, State
 from robustkit.models import build, load_model
 from robustkit.numerics import clear_margin, margins
+from robustkit.samples import Outcome, Samples
 from robustkit.threats import L2, Linf, Threat
 
 BATCHES = (1, 7, 64, 256)
