@@ -48,6 +48,8 @@ _NOISES, _HALVINGS = 16, 10
 _UP = 1.3
 """What a success multiplies the length by; a failure divides it by the fifth root."""
 _CONVERGED = 3e-4
+_NEAR = 1.001
+"""What is longer than so many times the budget is not within it, however sizes are rounded."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,15 @@ class Boundary(Attack):
     def step(self, rows: Rows, state: State, view: View, threat: Threat) -> State:
         order, walk = self._turn(rows, state)
         p, size, side, plain = (self._of(state[name], walk) for name in ("walk", "size", "side", "plain"))
-        moved = p + self._sideways(rows, p, size * side, walk, plain, threat)
+        moved = self._sideways(rows, p, size * side, walk, plain, threat)
         trial = threat.project(rows.x, moved, size * (1 - side.square() / 2))
-        hit = _adversarial(rows, view.decisions(trial))
+        length = _length(trial, threat)
+        hit = _adversarial(rows, view.decisions(trial, near=length <= rows.eps * _NEAR))
         side = (side * torch.where(hit, _UP, _UP**-0.2)).clamp(max=1)
         resting = side < _CONVERGED
         new = {
             "walk": choose(hit, trial, p),
-            "size": torch.where(hit, torch.minimum(_length(trial, threat), size), size),
+            "size": torch.where(hit, torch.minimum(length, size), size),
             "side": torch.where(resting & ~plain, self.side, side),
             "plain": plain | resting,
         }
@@ -165,14 +168,14 @@ class Boundary(Attack):
         return order, order.gather(1, (rows.steps % alive)[:, None])[:, 0]
 
     def _sideways(self, rows: Rows, p: Tensor, length: Tensor, walk: Tensor, plain: Tensor, threat: Threat) -> Tensor:
-        """(R,...) noise of the given length, for l2 orthogonal to p; l_inf takes the length per value."""
+        """(R,...) p and noise of the given length, for l2 orthogonal to p; l_inf takes the length per value."""
         noise = self._noise(at_step(rows.key, rows.steps), walk, plain, tuple(p.shape[1:]))
         if threat.name == "l2":
             share = (noise * p).flatten(1).sum(1) / p.flatten(1).square().sum(1).clamp(min=1e-30)
             noise = torch.addcmul(noise, p, -wide(share, p))
         norm = torch.linalg.vector_norm(noise.flatten(1), dim=1).clamp(min=1e-12)
         scale = 1.0 if threat.name == "l2" else p[0].numel() ** 0.5
-        return noise * wide(length.to(p.dtype) * scale / norm, p)
+        return torch.addcmul(p, noise, wide(length.to(p.dtype) * scale / norm, p))
 
     def _noise(self, keys: Tensor, walk: Tensor, plain: Tensor, shape: tuple[int, ...]) -> Tensor:
         everything = normal(keys, 1, shape)[:, 0]

@@ -18,12 +18,13 @@ class _Nearest(View):
         nearest = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.x.device)
         return super().open(rows) | {"nearest": nearest}
 
-    def _see(self, p: Tensor, logits: Tensor | None) -> None:
+    def _see(self, p: Tensor, logits: Tensor | None, near: Tensor | None = None) -> None:
         book, rows = self.book, self.rows
         book["queries"] = book["queries"] + ~book["done"]
         if logits is None:
             return
         hit = (self.goal.margin(logits, rows.y, rows.target) >= 2 * clear_margin(logits)) & ~book["done"]
+        hit = hit if near is None else hit & near
         if not bool(hit.any()):
             return
         size = self.threat.size(rows.x, p)

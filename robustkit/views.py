@@ -62,14 +62,15 @@ class View:
             page |= {"highest": torch.full((count,), -torch.inf, device=device), "last": self.threat.zero(rows.x)}
         return page
 
-    def _see(self, p: Tensor, logits: Tensor | None) -> None:
-        """Count a forward and keep p where it is the row's first adversarial point."""
+    def _see(self, p: Tensor, logits: Tensor | None, near: Tensor | None = None) -> None:
+        """Count a forward and keep p where it is the row's first adversarial point (of the rows that are `near`)."""
         book, rows = self.book, self.rows
         book["queries"] = book["queries"] + ~book["done"]
         if self.keep == "best" or logits is None:
             return
         margin = self.goal.margin(logits, rows.y, rows.target)
         fresh = (margin > 0) & ~book["done"]
+        fresh = fresh if near is None else fresh & near
         if not fresh.is_cuda and not bool(fresh.any()):
             return
         fresh &= margin >= 2 * clear_margin(logits)
@@ -142,12 +143,12 @@ class View:
         """(R,K) what logits (R x draws,K) under several draws say together, those of a row one after another."""
         return pooled(logits, draws) if self.classifier.surface.soft else logits.view(-1, draws, logits.shape[1]).mean(1)
 
-    def _forward(self, p: Tensor) -> Tensor:
+    def _forward(self, p: Tensor, near: Tensor | None = None) -> Tensor:
         with torch.no_grad():
             logits = self._answers(p[:, None], 1)
         if self.draws > 1:
             self._also((self.draws - 1) * ~self.book["done"])
-        self._see(p, logits)
+        self._see(p, logits, near)
         if self.by_margin and self.keep == "best":
             self._weigh(p, self.goal.margin(logits, self.rows.y, self.rows.target))
         return self.goal.seen(logits, self.rows.y)
@@ -175,9 +176,9 @@ class View:
             self._weigh(flat[best], margin[best])
         return self.goal.seen(logits, y).view(count, points, -1)
 
-    def decisions(self, p: Tensor) -> Tensor:
-        """(R,) predicted classes at p."""
-        return self._forward(p).argmax(1)
+    def decisions(self, p: Tensor, near: Tensor | None = None) -> Tensor:
+        """(R,) predicted classes at p; `near` (R,) bool marks the rows that may lie within the budget, all unless said."""
+        return self._forward(p, near).argmax(1)
 
     def many_decisions(self, p: Tensor) -> Tensor:
         """(R,S) predicted classes at S points a row, p (R,S,...)."""

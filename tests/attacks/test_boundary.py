@@ -158,10 +158,10 @@ def test_witnesses_batches_and_queries(
     for name, points in (("_forward", lambda p: 1), ("_many", lambda p: p.shape[1])):
         original = getattr(View, name)
 
-        def counted(self: View, p: Tensor, original: Any = original, points: Any = points) -> Tensor:
+        def counted(self: View, p: Tensor, *near: Any, original: Any = original, points: Any = points) -> Tensor:
             for index, done in zip(self.rows.index.tolist()[:1], self.book["done"].tolist()):
                 asked[index] = asked.get(index, 0) + (0 if done else points(p))
-            found: Tensor = original(self, p)
+            found: Tensor = original(self, p, *near)
             return found
 
         monkeypatch.setattr(View, name, counted)
