@@ -32,7 +32,7 @@ from robustkit.attacks import starting
 from robustkit.attacks.sampling import PLAIN, LowFrequency, at_step, from_spectrum, normal, sampler, sampler_spec
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import choose, wide
+from robustkit.numerics import choose, overwrite, wide
 from robustkit.spec import Spec
 from robustkit.threats import Threat
 from robustkit.views import View
@@ -119,14 +119,14 @@ class Boundary(Attack):
     def step(self, rows: Rows, state: State, view: View, threat: Threat) -> State:
         order, walk = self._turn(rows, state)
         p, size, side, plain = (self._of(state[name], walk) for name in ("walk", "size", "side", "plain"))
-        moved = self._sideways(rows, p, size * side, walk, plain, threat)
+        moved = self._sideways(rows, p, size, side, walk, plain, threat)
         trial = threat.project(rows.x, moved, size * (1 - side.square() / 2))
         length = _length(trial, threat)
         hit = _adversarial(rows, view.decisions(trial, near=length <= rows.eps * _NEAR))
         side = (side * torch.where(hit, _UP, _UP**-0.2)).clamp(max=1)
         resting = side < _CONVERGED
         new = {
-            "walk": choose(hit, trial, p),
+            "walk": overwrite(hit, trial, p),
             "size": torch.where(hit, torch.minimum(length, size), size),
             "side": torch.where(resting & ~plain, self.side, side),
             "plain": plain | resting,
@@ -167,15 +167,15 @@ class Boundary(Attack):
         alive = torch.where(rows.steps < first, 4, torch.where(rows.steps < second, 2, 1))
         return order, order.gather(1, (rows.steps % alive)[:, None])[:, 0]
 
-    def _sideways(self, rows: Rows, p: Tensor, length: Tensor, walk: Tensor, plain: Tensor, threat: Threat) -> Tensor:
-        """(R,...) p and noise of the given length, for l2 orthogonal to p; l_inf takes the length per value."""
+    def _sideways(self, rows: Rows, p: Tensor, size: Tensor, side: Tensor, walk: Tensor, plain: Tensor, threat: Threat) -> Tensor:
+        """(R,...) p and noise of a share `side` of its size, for l2 orthogonal to p; l_inf takes the length per value."""
         noise = self._noise(at_step(rows.key, rows.steps), walk, plain, tuple(p.shape[1:]))
         if threat.name == "l2":
-            share = (noise * p).flatten(1).sum(1) / p.flatten(1).square().sum(1).clamp(min=1e-30)
+            share = (noise * p).flatten(1).sum(1) / size.square().clamp(min=1e-30).to(p.dtype)
             noise = torch.addcmul(noise, p, -wide(share, p))
         norm = torch.linalg.vector_norm(noise.flatten(1), dim=1).clamp(min=1e-12)
         scale = 1.0 if threat.name == "l2" else p[0].numel() ** 0.5
-        return torch.addcmul(p, noise, wide(length.to(p.dtype) * scale / norm, p))
+        return torch.addcmul(p, noise, wide((size * side).to(p.dtype) * scale / norm, p))
 
     def _noise(self, keys: Tensor, walk: Tensor, plain: Tensor, shape: tuple[int, ...]) -> Tensor:
         everything = normal(keys, 1, shape)[:, 0]

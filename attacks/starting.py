@@ -31,7 +31,8 @@ class Pool:
 
     def nearest(self, x: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest (Euclidean) image to each x (R,C,H,W) among those allowed (R,M), and (R,) whether there is one."""
-        apart = torch.stack([(self.images - one).flatten(1).square().sum(1) for one in x])
+        others = self.images.flatten(1).double()
+        apart = others.square().sum(1) - 2 * x.flatten(1).double() @ others.t()  # but for what all have in common
         apart, at = torch.where(allowed, apart, torch.inf).min(1)
         return self.images[at], torch.isfinite(apart)
 
