@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small_cases import BUDGETS, images
+from torch import nn
 
 from robustkit import streams
 from robustkit.attacks import (
@@ -52,11 +53,6 @@ ATTACKS: list[Attack] = [
     StAdv(steps=10, optimizer="lbfgs"),
     ADef(steps=5, candidates=2),
 ]
-BUDGETS = {"linf": "linf:0.1", "l2": "l2:0.8", "l1": "l1:6", "l0": "l0:9", "rotation": "rotation:angle=40,shift=1", "flow": "flow:1"}
-
-
-def images(count: int) -> Tensor:
-    return streams.uniform(streams.row_keys(0, "images", torch.arange(count)), (1, 8, 8))
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +99,10 @@ def test_squares_windows_reach_the_last_row_and_column(published: bool, reached:
     zero, x = torch.zeros(count, dtype=torch.int64), images(1).expand(count, -1, -1, -1)
     keys = streams.row_keys(0, "windows", torch.arange(count))
     corner = Square(published_windows=published)._corner(x.shape, zero + 3, streams.uniform(keys, (2,)))
-    places = Windows(Sides.of((4, 3), x.device), zero + 1, corner).places(x.shape)
-    inside = torch.zeros(x.shape).flatten(2).scatter_(2, places, 1.0).view(x.shape)
+    windows = Windows(Sides.of((4, 3), x.device), zero + 1, corner)
+    inside = torch.zeros(x.shape).flatten(2).scatter_(2, windows.places(x.shape), 1.0).view(x.shape)
+    down, across = windows.inside(x.shape)
+    assert torch.equal(down[:, None, :, None] * across[:, None, None], inside)
     assert set(inside.flatten(1).sum(1).tolist()) == {9}
     inside = inside > 0
     assert bool(inside[:, 0, 0, :].any())

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from emulated_cuda import CudaTensor, a_cuda_device, emulated_cuda, no_trips, trips
-from torch import Tensor, nn
+from small_cases import BUDGETS, images
+from torch import nn
 
-from robustkit import load_data, load_model, registry, streams
+from robustkit import load_data, load_model, registry
 from robustkit.classifier import Classifier
 from robustkit.cli import main
 from robustkit.methods import Attack, Rows, State
@@ -24,7 +25,6 @@ from robustkit.threats import Threat, load_threat
 from robustkit.views import View
 
 STANDARD, SMOOTHED = "zoo:digits-standard", "smooth:(zoo:digits-standard),sigma=0.2"
-BUDGETS = {"linf": "linf:0.1", "l2": "l2:0.8", "l1": "l1:6", "l0": "l0:9", "rotation": "rotation:angle=40,shift=1", "flow": "flow:1"}
 ATTACKS = [
     "fgsm",
     "bim:steps=4",
@@ -52,10 +52,6 @@ ATTACKS = [
     "foolbox:pgd,steps=5",
 ]
 CASES = [(spec, family) for spec in ATTACKS for family in BUDGETS if {family, "*"} & set(registry.make("attack", spec).threats)]
-
-
-def images(count: int) -> Tensor:
-    return streams.uniform(streams.row_keys(0, "images", torch.arange(count)), (1, 8, 8))
 
 
 def waiting_for_nothing(step: Callable[..., State]) -> Callable[..., State]:
