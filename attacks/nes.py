@@ -143,9 +143,9 @@ class NES(Attack):
     def step(self, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
         if self.mode != "query-limited":
             return nes_partial.advance(self, rows, state, view, threat)
-        p, noise = state["p"], self.draw(rows)
-        points = self.inside(rows, around(p, noise, self.length(rows, self.spread, threat)), threat)
-        logits = view.many(points)
+        p = state["p"]
+        noise, points = self.draw(rows, p, threat)
+        logits = view.many(self.inside(rows, points, threat))
         aimed = rows.target >= 0
         odds = log_odds(logits, torch.where(aimed, rows.target, rows.y))
         loss = torch.where(aimed[:, None], odds, -odds)  # to be lowered
@@ -172,9 +172,10 @@ class NES(Attack):
             "known": torch.zeros_like(rows.steps),
         }
 
-    def draw(self, rows: Rows) -> Tensor:
-        """(R,S/2,C,H,W) the standard normal noise of an estimate."""
-        return self.noise.draw(at_step(rows.key, rows.steps), self.points // 2, tuple(rows.x.shape[1:]))
+    def draw(self, rows: Rows, p: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
+        """(R,S/2,C,H,W) the standard normal noise of an estimate, and the points (R,S,C,H,W) around p at sigma times it."""
+        noise = self.noise.draw(at_step(rows.key, rows.steps), self.points // 2, tuple(p.shape[1:]))
+        return noise, around(p, noise, self.length(rows, self.spread, threat))
 
     def length(self, rows: Rows, share: Fraction, threat: Threat) -> Tensor:
         """(R,) float32 change per value that is a `share` of eps in the threat's norm."""

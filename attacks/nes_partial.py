@@ -21,7 +21,7 @@ from torch import Tensor
 
 from robustkit import streams
 from robustkit.attacks import starting
-from robustkit.attacks.sampling import around, at_step, uniform
+from robustkit.attacks.sampling import at_step, uniform
 from robustkit.errors import BadInput
 from robustkit.methods import Rows, State
 from robustkit.numerics import choose, constant
@@ -56,8 +56,7 @@ def begin(nes: NES, rows: Rows, view: ScoreView, threat: Threat) -> State:
 
 def advance(nes: NES, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:
     """One estimate, and the boldest of the proposed moves that keeps the target in sight."""
-    noise = nes.draw(rows)
-    points = around(state["p"], noise, nes.length(rows, nes.spread, threat))
+    noise, points = nes.draw(rows, state["p"], threat)
     loss, seen = _labels(nes, rows, points, view, threat) if nes.mode == "label-only" else _scores(nes, rows, points, view)
     count = seen.sum(1)
     level = torch.where(count > 0, (loss * seen).sum(1) / count.clamp(min=1), torch.inf)

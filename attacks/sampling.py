@@ -26,8 +26,8 @@ from robustkit.numerics import wide
 from robustkit.spec import Spec, build, canonical, parse
 
 _LEVELS = 1 << 16
-_PLACES_BITS = 20
-"""Two to this are the places of the bank where noise may begin."""
+_PLACES = 1 << 20
+"""Places of the bank where noise may begin."""
 
 
 class Sampler(ABC):
@@ -117,7 +117,7 @@ def at_step(keys: Tensor, steps: Tensor) -> Tensor:
 def normal(keys: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
     """(R,count,*shape) float32 standard normal for (R,) keys."""
     size = math.prod(shape)
-    begin = streams.bits(keys, count).flatten() & ((1 << _PLACES_BITS) - 1)
+    begin = streams.bits(keys, count).flatten() & (_PLACES - 1)
     bank = _bank(1 << (size - 1).bit_length(), str(keys.device))
     return bank.unfold(0, size, 1).index_select(0, begin).view(-1, count, *shape)
 
@@ -167,6 +167,6 @@ def _bits16(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _bank(longest: int, device: str) -> Tensor:
     """Normal numbers for images of at most so many values, whichever of the places they begin at."""
     key = torch.tensor([streams.text_key("robustkit/bank of normal numbers")])
-    drawn = streams.uniform(key, ((1 << _PLACES_BITS) + longest,))[0].double()
+    drawn = streams.uniform(key, (_PLACES + longest,))[0].double()
     made: Tensor = torch.special.ndtri(drawn)
     return made.float().to(device)

@@ -53,8 +53,9 @@ class Windows:
 
     def inside(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """(R,H) and (R,W) float: 1 for the rows, and the columns, of images (R,C,H,W) that it covers, else 0."""
-        side = self.sides.tensor[self.which]
-        return _covered(self.corner[:, 0], side, shape[2]), _covered(self.corner[:, 1], side, shape[3])
+        side = self.sides.tensor[self.which][:, None]
+        down, across = (torch.arange(shape[2 + i], device=side.device) - self.corner[:, i : i + 1] for i in (0, 1))
+        return _covers(down, side), _covers(across, side)
 
     def once(self) -> Tensor:
         """(R,W^2) see Sides."""
@@ -63,11 +64,10 @@ class Windows:
     def holds(self, other: Windows) -> Tensor:
         """(R,W^2) float: 1 for pixels of another window, of the same side, that lie in this one too."""
         apart = other.sides.along[other.which][:, None] + (other.corner - self.corner)[:, :, None]
-        inside = ((apart >= 0) & (apart < self.sides.tensor[self.which][:, None, None])).float()
+        inside = _covers(apart, self.sides.tensor[self.which][:, None, None])
         return (inside[:, 0, :, None] * inside[:, 1, None]).flatten(1)
 
 
-def _covered(first: Tensor, count: Tensor, length: int) -> Tensor:
-    """(R,length) float: 1 at places first ... first+count-1."""
-    apart = torch.arange(length, device=first.device) - first[:, None]
-    return ((apart >= 0) & (apart < count[:, None])).float()
+def _covers(apart: Tensor, side: Tensor) -> Tensor:
+    """Float: 1 for places that lie so far after a window's first one and are inside it, else 0."""
+    return ((apart >= 0) & (apart < side)).float()

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from robustkit.batch_size import BatchSize, auto_batch, check_batch
+from robustkit.batch_size import BatchSize, batch_rows, check_batch
 from robustkit.blocks import make_driver
 from robustkit.classifier import Classifier, as_classifier, pick_device
 from robustkit.data import Data, as_data, check_images
@@ -16,7 +16,7 @@ from robustkit.errors import BadInput, unknown
 from robustkit.goals import Goal
 from robustkit.judge import Judge
 from robustkit.methods import Attack, Result
-from robustkit.numerics import float_below, padded
+from robustkit.numerics import float_below
 from robustkit.samples import Outcome, Samples
 from robustkit.threats import Threat, load_threat
 
@@ -48,7 +48,7 @@ def attack_images(
     judge = Judge(classifier, threat, Goal(goal))
     count = len(x)
     y, index = labels.cpu(), torch.arange(count) if index is None else index.cpu().long()
-    step = auto_batch(tuple(x.shape[1:]), classifier.device) if batch_size == "auto" else padded(batch_size)
+    step = batch_rows(batch_size, tuple(x.shape[1:]), classifier.device)
     classifier.check(x[:1], y)
     logits = torch.cat([judge.logits(x[i : i + step]).cpu() for i in range(0, count, step)])
     target = judge.goal.targets(y, index, logits.shape[1], seed)

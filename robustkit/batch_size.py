@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from robustkit.errors import BadInput
-from robustkit.numerics import PAD
+from robustkit.numerics import PAD, padded
 
 BatchSize = int | Literal["auto"]
 
@@ -22,6 +22,11 @@ def auto_batch(shape: tuple[int, ...], device: torch.device, *, backward: bool =
     if not backward:
         most, total = (4 * most, total) if gpu else (8 * most, 8 * total)
     return max(PAD, min(most, total // size) // PAD * PAD)
+
+
+def batch_rows(asked: BatchSize, shape: tuple[int, ...], device: torch.device, *, backward: bool = True) -> int:
+    """Rows per batch for images (C,H,W): as many as asked for, padded, or what fits."""
+    return auto_batch(shape, device, backward=backward) if asked == "auto" else padded(asked)
 
 
 def check_batch(batch_size: BatchSize) -> None:

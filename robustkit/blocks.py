@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustkit.batch_size import BatchSize, auto_batch, check_batch
+from robustkit.batch_size import BatchSize, batch_rows, check_batch
 from robustkit.driver import Driver, Stop, make_rows
 from robustkit.errors import BadInput, RobustkitError
 from robustkit.judge import Judge
@@ -100,7 +100,7 @@ class BlockDriver:
         capacity = 1
         if self.attack.together:
             shape, device = tuple(samples.images(torch.tensor([0])).shape[1:]), self.judge.classifier.device
-            capacity = auto_batch(shape, device) if self.batch_size == "auto" else padded(self.batch_size)
+            capacity = batch_rows(self.batch_size, shape, device)
         self.failed = []
         for budget in sorted(set(samples.eps.tolist())):
             for at in _parts((samples.eps == budget).nonzero()[:, 0], capacity):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustkit.batch_size import BatchSize, auto_batch, check_batch
+from robustkit.batch_size import BatchSize, batch_rows, check_batch
 from robustkit.classifier import Classifier, as_classifier, pick_device
 from robustkit.data import check_images
 from robustkit.errors import BadInput
@@ -126,7 +126,7 @@ def certify_images(
     sampled = certifier.sample(classifier, threat, 0) if isinstance(certifier, StatisticalCertifier) else None
     bound: Bound = certifier.bind(classifier, threat) if sampled is None else lambda x, y, eps: eps
     shape = tuple(x.shape[1:])
-    step = auto_batch(shape, classifier.device) if batch_size == "auto" else padded(int(batch_size))
+    step = batch_rows(batch_size, shape, classifier.device)
     radii, margins = torch.full((len(x),), -torch.inf, dtype=torch.float64), torch.full((len(x),), -torch.inf, dtype=torch.float64)
     for start in range(0, len(x), step):
         rows, labels = (part[start : start + step].to(classifier.device) for part in (x, labelled))

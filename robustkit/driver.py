@@ -9,7 +9,6 @@ nothing depends on it but time.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,12 +18,12 @@ import torch
 from torch import Tensor
 
 from robustkit import streams
-from robustkit.batch_size import BatchSize, auto_batch, check_batch
+from robustkit.batch_size import BatchSize, auto_batch, batch_rows, check_batch
 from robustkit.errors import BadInput
 from robustkit.judge import Judge
 from robustkit.memory import keep_freed_memory, out_of_memory
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import PAD, padded
+from robustkit.numerics import PAD, padded, whole
 from robustkit.samples import Outcome, Samples
 from robustkit.views import VIEWS, View
 
@@ -88,7 +87,7 @@ class Driver:
         self.tick = tick or (lambda finished: None)
         self.pool = pool
         self.width = attack.width * self.view.draws
-        self.unit = PAD if attack.access == "gradient" else PAD // math.gcd(PAD, self.width)
+        self.unit = PAD if attack.access == "gradient" else whole(self.width)
         self.poll = 1 if self.classifier.device.type == "cpu" else 4
 
     def run(self, samples: Samples, deliver: Callable[[Outcome], None]) -> None:
@@ -108,11 +107,9 @@ class Driver:
         self.ahead: dict[Entry, tuple[Outcome, Tensor]] = {}
         self.attempts = self.attack.attempts(self.judge.goal.seen(samples.logits[:1], samples.y[:1]).shape[1])
         shape = tuple(samples.images(torch.tensor([0])).shape[1:])
-        backward = self.attack.access == "gradient"
-        device = self.classifier.device
-        parts = not backward and device.type == "cpu"  # there a batch goes forward in parts, of the size asked for at most
-        capacity = auto_batch(shape, device, backward=backward or parts) if self.batch_size == "auto" else padded(self.batch_size)
-        if parts:
+        device, backward = self.classifier.device, self.attack.access == "gradient"
+        capacity = batch_rows(self.batch_size, shape, device, backward=backward)
+        if not backward and device.type == "cpu":  # there a batch goes forward in parts, of the size asked for at most
             self.view.piece = min(capacity, auto_batch(shape, device))
             capacity = max(capacity, auto_batch(shape, device, backward=False))
         capacity = padded(max(1, capacity // self.width), self.unit)

@@ -23,6 +23,11 @@ def padded(rows: int, unit: int = PAD) -> int:
     return max(unit, -(-rows // unit) * unit)
 
 
+def whole(images: int) -> int:
+    """The fewest rows of so many images each that fill a multiple of PAD."""
+    return PAD // math.gcd(PAD, images)
+
+
 def pad_rows(tensor: Tensor, rows: int) -> Tensor:
     """Repeat the last row until there are `rows` of them."""
     missing = rows - len(tensor)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustkit import witnesses
-from robustkit.batch_size import BatchSize, auto_batch
+from robustkit.batch_size import BatchSize, batch_rows
 from robustkit.binarisation import Binarisation
 from robustkit.clock import Clock
 from robustkit.data import Data
@@ -26,7 +26,7 @@ from robustkit.diagnostics import Examination
 from robustkit.errors import BadInput, OutOfTime, RobustkitError
 from robustkit.evidence import Evidence
 from robustkit.judge import Judge
-from robustkit.numerics import margins, padded
+from robustkit.numerics import margins
 from robustkit.plan import Stage
 from robustkit.probing import Finding
 from robustkit.simultaneous import lower_at_once, simultaneous
@@ -158,7 +158,7 @@ class Run:
     def _clean(self) -> None:
         """The shared clean check: logits of every sample, exact verdicts."""
         classifier, data = self.judge.classifier, self.data
-        rows = auto_batch(data.shape, classifier.device) if self.batch_size == "auto" else padded(self.batch_size)
+        rows = batch_rows(self.batch_size, data.shape, classifier.device)
         parts: list[Tensor] = []
         good: list[Tensor] = []
         with self.clock.stage("clean", len(data)):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustkit.batch_size import BatchSize, auto_batch
+from robustkit.batch_size import BatchSize, batch_rows
 from robustkit.blocks import BlockDriver, make_driver
 from robustkit.certifying import largest_radius, prove
 from robustkit.clock import Clock
@@ -162,7 +162,7 @@ class Bench:
             return self._sample(stage, certifier, work, writer)
         classifier, shape = self.judge.classifier, self.data.shape
         bound: Bound = certifier.bind(classifier, self.judge.threat)
-        rows = auto_batch(shape, classifier.device) if self.batch_size == "auto" else padded(self.batch_size)
+        rows = batch_rows(self.batch_size, shape, classifier.device)
         most = float_below(self.judge.threat.unbounded(shape))
         first = 0
         while first < len(work):

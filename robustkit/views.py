@@ -6,7 +6,6 @@ loss), so attacks never handle success themselves and none is lost on the way.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ from robustkit.classifier import Classifier
 from robustkit.goals import Goal
 from robustkit.memory import out_of_memory
 from robustkit.methods import Rows, State
-from robustkit.numerics import PAD, choose, clear_margin, pad_rows, padded, within
+from robustkit.numerics import choose, clear_margin, pad_rows, padded, whole, within
 from robustkit.surface import pooled
 from robustkit.threats import Threat
 
@@ -75,17 +74,9 @@ class View:
             return
         fresh &= margin >= 2 * clear_margin(logits)
         if not self.bounded:
-            fresh = fresh & self._within(p, fresh)
+            fresh = fresh & within(self.threat.size(rows.x, p), rows.eps)
         self._keep("candidate", p, fresh)
         book["done"] = book["done"] | fresh
-
-    def _within(self, p: Tensor, where: Tensor) -> Tensor:
-        """(R,) whether p lies within the budget; on the CPU only looked at in the rows marked, the others are within."""
-        x, eps = self.rows.x, self.rows.eps
-        if p.is_cuda:
-            return within(self.threat.size(x, p), eps)
-        at = where.nonzero()[:, 0]
-        return torch.ones_like(where).index_put((at,), within(self.threat.size(x[at], p[at]), eps[at]))
 
     def _keep(self, name: str, p: Tensor, where: Tensor) -> None:
         if where.is_cuda or bool(where.any()):
@@ -118,7 +109,7 @@ class View:
         Images are made, and go forward, in pieces that caches hold.
         """
         x, each, draws = self.rows.x, points * self.draws, self.draws
-        unit = PAD // math.gcd(PAD, each)
+        unit = whole(each)
         step = max(unit, self.piece // each // unit * unit) if self.piece else len(x)
         keys = self._keys(each)
         found = []
@@ -137,7 +128,7 @@ class View:
         size = self.piece or padding
         parts = [slice(at, at + size) for at in range(0, padding, size)]
         logits = [self.classifier.search(images[part], None if keys is None else keys[part]) for part in parts]
-        return torch.cat(logits)[:count] if len(logits) > 1 else logits[0][:count]
+        return torch.cat(logits)[:count]
 
     def _averaged(self, logits: Tensor, draws: int) -> Tensor:
         """(R,K) what logits (R x draws,K) under several draws say together, those of a row one after another."""
