@@ -1,7 +1,7 @@
 """The colours of robustkit, the same meaning on paper, screen and terminal.
 
 Chosen so that the four states stay apart for every common kind of colour vision (simulated after
-Machado et al. 2009) and reach a contrast of 3:1 on their background; tests/robustkit/test_report.py
+Machado et al. 2009) and reach a contrast of 3:1 on their background; tests/robustkit/test_palette.py
 checks both. No meaning rests on colour alone: open is hatched, and everything is labelled.
 """
 

@@ -1,4 +1,4 @@
-"""Images and budgets on which attacks are tried in moments."""
+"""A network, images and budgets that tests are done with in moments."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from robustkit import streams
+
+SMALL = "conv(1,4,3,s2,p1)-relu-flatten-linear(64,10)"
+"""A network for ten classes of 1x8x8 images."""
 
 BUDGETS = {"linf": "linf:0.1", "l2": "l2:0.8", "l1": "l1:6", "l0": "l0:9", "rotation": "rotation:angle=40,shift=1", "flow": "flow:1"}
 """A threat of every family."""

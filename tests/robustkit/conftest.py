@@ -12,6 +12,7 @@ import safetensors.numpy
 from robustkit import run as working
 from robustkit import stages, store, witnesses
 from robustkit.diagnostics import Examination
+from robustkit.driver import Driver
 from robustkit.engine import Evaluation, evaluate
 
 Columns = dict[str, "np.ndarray[Any, Any]"]
@@ -80,3 +81,19 @@ class Runs:
 def go(digits_models: dict[str, str], tmp_path: Path) -> Runs:
     """evaluate() with small defaults; see Runs."""
     return Runs(tmp_path, digits_models["certified"])
+
+
+@pytest.fixture
+def in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One attempt of a sample at a time, so that a log of calls can be read per sample."""
+    monkeypatch.setattr(Driver, "_try_ahead", lambda *_: False)
+
+
+@pytest.fixture
+def no_other_roots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A test says where its data is; the current folder is empty."""
+    monkeypatch.delenv("ROBUSTKIT_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")

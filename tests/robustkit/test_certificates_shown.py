@@ -10,13 +10,13 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from synthetic_run import edit_summary, synthetic_run
 
 from robustkit.report import write_pictures, write_report
 from robustkit.report.figures import beside, deterministic, reach, trace
 from robustkit.report.runs import load_run
 from robustkit.report.wording import extra_guarantees, guarantee, milliseconds, proofs, radii
 from robustkit.tables import bracket_table, terminal
-from tests.robustkit.test_report import edit_summary, synthetic_run
 from tests.robustkit.test_tables import SUMMARY
 
 SPACE = "\u00a0"

@@ -5,11 +5,9 @@ from __future__ import annotations
 import html as html_text
 import itertools
 import json
-import math
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,163 +16,13 @@ import matplotlib
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from synthetic_run import edit_summary, report, synthetic_run
 
-from robustkit.errors import BadInput, Missing
-from robustkit.numerics import float_below
-from robustkit.report import palette, write_pictures, write_report
-from robustkit.report.figures import trace
-from robustkit.report.runs import accuracy_at, load_run
+from robustkit.report import write_pictures, write_report
+from robustkit.report.runs import load_run
 from robustkit.report.wording import duration, model_title, short, verdict
-from robustkit.spec import number
 
 SPACE = "\u00a0"
-
-
-def wilson(share: float, n: int) -> list[float]:
-    """A 95 % interval for the synthetic summary."""
-    z = 1.96
-    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return [max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))]
-
-
-def synthetic_run(
-    folder: Path,
-    *,
-    n: int = 1000,
-    seed: int = 0,
-    curve: bool = False,
-    strength: float = 1.0,
-    eps: tuple[str, ...] = ("0.1", "0.2", "0.3"),
-    model: str = "zoo:mnist-pgd",
-    status: str = "complete",
-    class_names: list[str] | None = None,
-    diagnostics: list[dict[str, Any]] | None = None,
-    family: str = "linf",
-    gallery: int = 6,
-    classes: int = 10,
-) -> Path:
-    """A SYNTHETIC run folder: numbers drawn at random, consistent with each other, not measured on any model."""
-    draw = np.random.default_rng(seed)
-    margin = draw.normal(4.2 * strength, 2.0, n)
-    confidence = 1 / (1 + np.exp(-margin))
-    radius = np.maximum(0.0, margin) * 0.075 * np.exp(draw.normal(0, 0.15, n))
-    label = draw.integers(0, classes, n)
-    correct = margin > 0
-    budgets = sorted(number(text) for text in eps)
-    lower, upper = np.where(correct, 0.0, -np.inf), np.where(correct, np.inf, 0.0)
-    stage_of = np.full(n, -1)
-    for budget in map(float_below, budgets):
-        lower = np.where(correct & (0.45 * radius >= budget), budget, lower)
-        hit = correct & (radius <= budget) & np.isinf(upper)
-        upper = np.where(hit, np.maximum(radius, 1e-6), upper)
-        stage_of = np.where(hit, np.where(draw.random(n) < 0.8, 1, 2), stage_of)
-    if curve:
-        upper = np.where(correct, np.maximum(radius, 1e-6), 0.0)
-        lower = np.where(correct, 0.45 * radius, -np.inf)
-    columns: dict[str, Any] = {
-        "index": np.arange(n),
-        "label": label,
-        "predicted": np.where(correct, label, (label + 1) % classes),
-        "confidence": confidence.astype(np.float32),
-        "clean_margin": margin.astype(np.float32),
-        "lower": lower,
-        "lower_statistical": np.where(correct, 0.0, -np.inf),
-        "lower_conditional": np.where(correct, 0.0, -np.inf),
-        "upper": upper,
-        "lower_stage": np.where(lower > 0, 0, -1),
-        "upper_stage": stage_of,
-        "radius_covered": np.full(n, curve),
-        "adversarial_class": np.where(np.isfinite(upper) & (upper > 0), (label + 3) % classes, -1),
-    }
-    folder.mkdir(parents=True)
-    np.savez(folder / "samples.npz", **columns)
-
-    def at(value: float) -> dict[str, float]:
-        return {"robust_accuracy": float((upper > value).mean()), "certified_accuracy": float((lower >= value).mean())}
-
-    main, clean = at(float_below(budgets[-1])), float(correct.mean())
-    names = ("ibp", "apgd", "pgd")
-    specs = ("ibp:", "apgd:loss=ce,restarts=1,steps=100", "pgd:steps=40,restarts=10,step_size=1/40,loss=margin")
-    after = [
-        (clean, main["certified_accuracy"]),
-        (float(((upper > float_below(budgets[-1])) | (stage_of == 2)).mean()), main["certified_accuracy"]),
-        tuple(main.values()),
-    ]
-    stages: list[dict[str, Any]] = []
-    received = int(correct.sum())
-    for place, (name, spec, (robust, certified)) in enumerate(zip(names, specs, after)):
-        settled = round(n * certified) if place == 0 else round(n * ((after[place - 1][0]) - robust))
-        stages.append(
-            {
-                "name": name,
-                "spec": spec.rstrip(":"),
-                "kind": "certifier" if place == 0 else "attack",
-                "received": received,
-                "settled": settled,
-                "robust_accuracy": robust,
-                "certified_accuracy": certified,
-                "seconds": 0.31 * 6**place,
-                "forwards": received * 100 * place + received * 2,
-                "backwards": received * 100 * place,
-                "queries": received * 101 * place,
-            }
-        )
-        received -= settled
-    data: dict[str, Any] = {"spec": f"mnist:n={n}", "sha256": "5f" * 32, "n": n}
-    if class_names:
-        data["class_names"] = class_names
-    summary = {
-        "schema_version": 1,
-        "model": {"spec": model, "sha256": "ab" * 32, "parameters": 166406},
-        "data": data,
-        "threat": f"{family}:{eps[-1]}",
-        "eps": list(eps),
-        "goal": "untargeted",
-        "labels": "given",
-        "seed": seed,
-        "clean_accuracy": clean,
-        **main,
-        "certified_statistical": 0.0,
-        "certified_conditional": 0.0,
-        "open": main["robust_accuracy"] - main["certified_accuracy"],
-        "interval95": {"clean_accuracy": wilson(clean, n), **{key: wilson(value, n) for key, value in main.items()}},
-        "population95": [wilson(main["certified_accuracy"], n)[0], wilson(main["robust_accuracy"], n)[1]],
-        "curve": [{"eps": float(budget), **at(float_below(budget))} for budget in budgets],
-        "eight_bit": 0.918,
-        "stages": stages,
-        "diagnostics": [{"check": "zero gradients", "status": "pass", "message": "all 64 probe gradients are non-zero", "cure": ""}]
-        if diagnostics is None
-        else diagnostics,
-        "environment": {"python": "3.11.7", "torch": "2.13.0", "device": "cpu"},
-        "run": f"runs/{folder.name}",
-    }
-    (folder / "summary.json").write_text(json.dumps(summary))
-    record = {
-        "schema_version": 1,
-        "digest": "0123456789abcdef",
-        "status": status,
-        "specification": {"model": model, "data": data["spec"], "threat": summary["threat"], "stages": list(specs), "seed": seed},
-        "environment": {"robustkit": "0.1.0", "platform": "Linux x86_64", "threads": 2},
-        "command": f"robustkit evaluate {model} --data {data['spec']} --threat {summary['threat']} --eps {','.join(eps)}",
-    }
-    (folder / "run.json").write_text(json.dumps(record))
-    hits = np.flatnonzero(np.isfinite(upper) & (upper > 0))[:gallery]
-    if len(hits):
-        save_file(synthetic_gallery(draw, columns, hits, float(budgets[-1])), folder / "gallery.safetensors")
-    return folder
-
-
-def synthetic_gallery(draw: np.random.Generator, columns: dict[str, Any], hits: Any, eps: float) -> dict[str, Any]:
-    """Blobs as images, signs within the budget as perturbations."""
-    grid = np.linspace(-1, 1, 28)
-    across, down = np.meshgrid(grid, grid)
-    centre = draw.uniform(-0.4, 0.4, (len(hits), 2))
-    clean = np.stack([np.exp(-20 * (np.hypot(across - a, down - b) - 0.4) ** 2) for a, b in centre])[:, None].astype(np.float32)
-    adversarial = np.clip(clean + eps * draw.choice([-1, 0, 1], clean.shape), 0, 1).astype(np.float32)
-    columns = {"stage": columns["upper_stage"], **columns}
-    return {"clean": clean, "adversarial": adversarial} | {
-        key: columns[key][hits].astype(np.int64) for key in ("label", "predicted", "adversarial_class", "index", "stage")
-    }
 
 
 class Page(HTMLParser):
@@ -199,10 +47,6 @@ class Page(HTMLParser):
     @property
     def text(self) -> str:
         return re.sub(r"\s+", " ", " ".join(self.words))
-
-
-def report(tmp_path: Path, *runs: Path) -> str:
-    return write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
@@ -383,86 +227,6 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
 
 
-def test_the_exact_curve_is_the_step_function_of_the_samples(tmp_path: Path) -> None:
-    run = load_run(synthetic_run(tmp_path / "run", n=97, curve=True))
-    found = trace(run, 0.4)
-    assert found.exact
-    assert (found.certified <= found.robust + 1e-12).all()
-    upper, lower = run.columns["upper"], run.columns["lower"]
-    for eps in np.linspace(0.0005, 0.399, 50):
-        last = np.searchsorted(found.x, eps, side="right") - 1
-        assert found.robust[last] == pytest.approx((upper > eps).mean())
-        assert found.certified[last] == pytest.approx((lower >= eps).mean())
-
-
-def test_without_a_radius_stage_only_reported_budgets_are_claimed(tmp_path: Path) -> None:
-    folder = synthetic_run(tmp_path / "run")
-    run = load_run(folder)
-    found = trace(run, run.budget[1])
-    assert not found.exact
-    assert len(found.points[0]) == 4
-    for budget, robust, certified in zip(*(row[1:] for row in found.points)):
-        assert robust == (run.columns["upper"] > budget).mean()
-        assert certified == (run.columns["lower"] >= budget).mean()
-    assert (found.certified <= found.robust).all()
-    assert "dashed because no attack was run between the points" in report(tmp_path, folder)
-
-
-def test_budgets_that_floats_cannot_hold_are_compared_as_the_engine_does(tmp_path: Path) -> None:
-    run = load_run(synthetic_run(tmp_path / "run", eps=("1/10", "8/255", "0.2")))
-    assert [text for text, _ in run.budgets] == ["8/255", "1/10", "0.2"]
-    assert run.disagreements() == []
-    assert run.shares["certified"] == run.summary["certified_accuracy"]
-    assert run.shares["open"] == pytest.approx(run.summary["open"])
-
-
-def test_accuracy_counts_strictly_unless_closed() -> None:
-    values, where = np.array([0.0, 0.1, 0.1, np.inf, -np.inf]), np.array([0.0, 0.1, 0.2])
-    assert accuracy_at(values, where, closed=False).tolist() == pytest.approx([0.6, 0.2, 0.2])
-    assert accuracy_at(values, where, closed=True).tolist() == pytest.approx([0.8, 0.6, 0.2])
-
-
-def edit_summary(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
-        summary = json.loads((folder / "summary.json").read_text())
-        change(summary)
-        (folder / "summary.json").write_text(json.dumps(summary))
-
-    return edit
-
-
-@pytest.mark.parametrize(
-    ("change", "kind", "told"),
-    [
-        (lambda folder: (folder / "summary.json").unlink(), Missing, "summary.json is missing"),
-        (lambda folder: (folder / "samples.npz").unlink(), Missing, "samples.npz is missing"),
-        (lambda folder: (folder / "summary.json").write_text("<html>"), BadInput, "cannot be read"),
-        (lambda folder: (folder / "run.json").write_text("[]"), BadInput, "no JSON object"),
-        (lambda folder: (folder / "samples.npz").write_bytes(b"PK\x03\x04 torn"), BadInput, "cannot be read"),
-        (lambda folder: np.savez(folder / "samples.npz", label=np.zeros(3)), BadInput, "lacks the columns predicted"),
-        (lambda folder: (folder / "gallery.safetensors").write_bytes(b"torn"), BadInput, "cannot be read"),
-        (edit_summary(lambda summary: summary.update(schema_version=2)), BadInput, "schema_version 2"),
-        (edit_summary(lambda summary: summary.pop("curve")), BadInput, "lacks curve"),
-        (lambda folder: shutil.rmtree(folder), Missing, "no run folder"),
-    ],
-)
-def test_a_damaged_run_folder_is_one_clear_line(tmp_path: Path, change: Callable[[Path], None], kind: type[Exception], told: str) -> None:
-    folder = synthetic_run(tmp_path / "run", n=20)
-    change(folder)
-    with pytest.raises(kind, match=told) as caught:
-        report(tmp_path, folder)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "report.html").exists()
-
-
-def test_no_run_and_an_unwritable_place_are_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="at least one run"):
-        write_report([], tmp_path / "report.html")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="cannot write"):
-        write_report([synthetic_run(tmp_path / "run", n=20)], tmp_path / "file" / "report.html")
-
-
 @pytest.mark.parametrize(
     "edge", ["no gallery", "no stage", "all wrong", "all robust", "nan margins", "colour images", "one image", "zero budget"]
 )
@@ -510,60 +274,6 @@ def test_the_same_runs_give_the_same_bytes_and_leave_matplotlib_alone(tmp_path: 
     with matplotlib.rc_context({"axes.grid": True, "font.size": 30, "axes.facecolor": "red"}):
         assert report(tmp_path, folder) == first
     assert not list(tmp_path.glob(".*partial"))
-
-
-def luminance(colour: str) -> float:
-    return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
-
-
-def linear(colour: str) -> np.ndarray[Any, Any]:
-    values = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
-    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-
-
-def contrast(one: str, other: str) -> float:
-    dark, light = sorted([luminance(one), luminance(other)])
-    return (light + 0.05) / (dark + 0.05)
-
-
-def oklab(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    cones = np.array(
-        [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]]
-    )
-    final = np.array(
-        [
-            [0.2104542553, 0.7936177850, -0.0040720468],
-            [1.9779984951, -2.4285922050, 0.4505937099],
-            [0.0259040371, 0.7827717662, -0.8086757660],
-        ]
-    )
-    return np.asarray(final @ np.cbrt(cones @ values))
-
-
-VISION = {
-    "usual": np.eye(3),
-    "protanopia": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
-    "deuteranopia": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
-    "tritanopia": np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]),
-}
-"""Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB."""
-
-
-@pytest.mark.parametrize("vision", VISION)
-@pytest.mark.parametrize("colours", [palette.LIGHT, palette.DARK, palette.TERMINAL], ids=["light", "dark", "terminal"])
-def test_states_stay_apart_for_every_eye(colours: dict[str, str], vision: str) -> None:
-    seen = {state: oklab(np.clip(VISION[vision] @ linear(colours[state]), 0, 1)) for state in palette.STATES}
-    for one, other in itertools.combinations(palette.STATES, 2):
-        assert np.linalg.norm(seen[one] - seen[other]) > 0.11, (one, other)
-
-
-def test_colours_contrast_with_their_background() -> None:
-    for colours, runs in ((palette.LIGHT, palette.RUNS_LIGHT), (palette.DARK, palette.RUNS_DARK)):
-        for background in ("paper", "panel"):
-            assert all(contrast(colours[text], colours[background]) >= 4.5 for text in ("ink", "soft"))
-        assert all(contrast(colour, colours["paper"]) >= 3 for colour in (*runs, *(colours[state] for state in palette.STATES)))
-    for background in ("#000000", "#ffffff"):
-        assert all(contrast(colour, background) >= 3 for colour in palette.TERMINAL.values())
 
 
 def test_figure_colours_all_become_variables(tmp_path: Path) -> None:
