@@ -2,10 +2,10 @@
 
 Looks for the nearest point of another class: steps onto the linearised decision boundary between
 the label and one other class, biased towards the clean image, and moves back towards it whenever
-it has crossed. Deliberate deviations: no forward of its own for seeing whether it has crossed, the
-next gradient's tells; and in l_inf the gradient found across also serves the point moved back
-(measured: the same robust accuracy with a third fewer gradients; in l2 it broke a tenth fewer, so
-there the point moved back gets its own).
+it has crossed. Deliberate deviation: in l_inf the gradient found across also serves the point moved
+back, which needs no forward of its own for seeing whether it has crossed (measured: the same robust
+accuracy with a third fewer forwards; in l2 it broke a tenth fewer, so there the point moved back
+gets its own).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FAB(Attack):
     positional = ("steps",)
     threats = ("linf", "l2")
     paper = "Croce & Hein 2020"
-    version = 3
+    version = 4
     bounded = False
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class FAB(Attack):
 
     @property
     def iterations(self) -> int:
-        return 2 * self.steps  # in l2 a step that crosses takes a second gradient
+        return self.steps
 
     def cost(self, classes: int) -> float:
         return 2.6 * self.steps * self.attempts(classes)
@@ -70,29 +70,24 @@ class FAB(Attack):
     def init(self, rows: Rows, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
         start = threat.random(rows.x, rows.eps / 2, rows.key, boundary=True)
         first = rows.attempt < min(self.targets, (view.classifier.classes or 2) - 1)
-        p = choose(first, threat.zero(rows.x), start)
-        never = torch.zeros(len(rows), dtype=torch.bool, device=p.device)
-        return {"p": p, "moved": never, "moves": torch.zeros_like(rows.steps), "over": never}
+        return {"p": choose(first, threat.zero(rows.x), start)}
 
     def step(self, rows: Rows, state: State, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
         p, euclidean = state["p"], threat.name == "l2"
-        crossed = torch.zeros_like(state["moved"])
+        crossed = torch.zeros_like(rows.attempt, dtype=torch.bool)
 
         def towards(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
             crossed.copy_(margins(logits.detach(), y) > 0)
             return margin(logits, y, target)
 
-        gradient, value = view.gradient(p, towards)
         if euclidean:
-            back = state["moved"] & crossed
-            p = choose(back, p * self.back, self._move(rows.x, p, gradient, value, euclidean))
+            nearer = choose(margins(view.scores(p), rows.y) > 0, p * self.back, p)
+            gradient, value = view.gradient(nearer, margin)
         else:
-            back = torch.zeros_like(crossed)
+            gradient, value = view.gradient(p, towards)
             nearer = choose(crossed, p * self.back, p)
             value = value + (gradient * (nearer - p)).flatten(1).sum(1)
-            p = self._move(rows.x, nearer, gradient, value, euclidean)
-        moves = state["moves"] + ~back
-        return {"p": p, "moved": ~back, "moves": moves, "over": moves >= self.steps + euclidean}
+        return {"p": self._move(rows.x, nearer, gradient, value, euclidean)}
 
     def _move(self, x: Tensor, p: Tensor, gradient: Tensor, value: Tensor, euclidean: bool) -> Tensor:
         """Onto the linearised boundary from here and from the clean image, and between the two."""
