@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustkit.errors import BadInput, Missing
 from robustkit.memory import out_of_memory
-from robustkit.quick import fits, quicken
+from robustkit.quick import quicken, quickens
 from robustkit.streams import child, row_keys, seeded, uniform
 from robustkit.surface import picked, surface_of
 
@@ -88,7 +88,7 @@ class Classifier:
             self.module = self.module.to(self.device)
         self.surface = surface_of(self.module)
         self.searcher = self.module
-        if isinstance(self.module, nn.Module) and self.device.type == "cpu" and any(map(fits, self.module.modules())):
+        if isinstance(self.module, nn.Module) and self.device.type == "cpu" and quickens(self.module):
             self.searcher = quicken(frozen_copy(self.module))
         self.mean = self._per_channel("mean", mean, 0.0)
         self.std = self._per_channel("std", std, 1.0)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from torch import nn
 
-from robustkit import fastgrad, fastlinear
+from robustkit import fastgrad, fastlinear, fastnorm
 from robustkit.fastgrad import FastGradConv2d
 from robustkit.fastlinear import FastLinear
 
 
-def fits(module: nn.Module) -> bool:
-    """Whether a layer has a faster form."""
-    return fastgrad.gains(module) or fastlinear.gains(module)
+def quickens(module: nn.Module) -> bool:
+    """Whether any layer of a network has a faster form."""
+    return bool(fastnorm.pairs(module)) or any(fastgrad.gains(layer) or fastlinear.gains(layer) for layer in module.modules())
 
 
 def quicken(module: nn.Module) -> nn.Module:
-    """The module itself, its suitable layers turned into their faster form; they keep their tensors."""
+    """The network itself, its suitable layers in their faster form; they keep their tensors.
+
+    Gradients in the layout that folded convolutions are fed need no form of their own.
+    """
+    folded = fastnorm.fold(module)
     for layer in module.modules():
-        if fits(layer):
-            layer.__class__ = FastGradConv2d if isinstance(layer, nn.Conv2d) else FastLinear
-    return module
+        if fastlinear.gains(layer):
+            layer.__class__ = FastLinear
+        elif folded is module and fastgrad.gains(layer):
+            layer.__class__ = FastGradConv2d
+    return folded

@@ -1,0 +1,94 @@
+"""Convolutions that hold the batch normalisation behind them: the numbers of the two, whatever the batch, and always today's weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustkit.attacks import PGD
+from robustkit.classifier import Classifier
+from robustkit.fastnorm import ChannelsLast, Folded, pairs
+from robustkit.models.architecture import build
+from robustkit.models.architectures import architecture_text
+
+SHAPES = {
+    "resnet-tiny": (3, 32, 32),
+    "conv(1,6,4,s2,p1)-bn(6)-relu-conv(6,8,3,nobias)-bn(8)-relu-conv(8,8,3)-bn(8)-relu-flatten-linear(800,4)": (1, 28, 28),
+}
+
+
+def network(name: str) -> nn.Sequential:
+    """With statistics as a training leaves them."""
+    made = build(architecture_text(name, SHAPES[name], 4)).eval()
+    draws = torch.Generator().manual_seed(3)
+    for norm in (part for part in made.modules() if isinstance(part, nn.BatchNorm2d)):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        with torch.no_grad():
+            for tensor, low in ((norm.running_mean, -0.3), (norm.running_var, 0.5), (norm.weight, 0.5), (norm.bias, -0.3)):
+                tensor.uniform_(low, low + 1.0, generator=draws)
+    return made
+
+
+def gradient(classifier: Classifier, ask: str, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(getattr(classifier, ask)(leaf)[:, 0].sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_search_has_the_numbers_of_the_model(name: str) -> None:
+    plain = network(name)
+    classifier, x = Classifier(plain), torch.rand(32, *SHAPES[name])
+    folded = [part for part in classifier.searcher.modules() if isinstance(part, Folded)]  # type: ignore[union-attr]
+    assert isinstance(classifier.searcher, ChannelsLast)
+    assert len(folded) == sum(isinstance(part, nn.BatchNorm2d) for part in plain.modules())
+    torch.testing.assert_close(classifier.search(x), classifier.forward(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient(classifier, "search", x), gradient(classifier, "forward", x), rtol=1e-3, atol=1e-6)
+    assert not any(isinstance(part, Folded) for part in classifier.module.modules())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_row_does_not_depend_on_its_batch(name: str) -> None:
+    classifier, x = Classifier(network(name)), torch.rand(192, *SHAPES[name])
+    with torch.no_grad():
+        whole, slope = classifier.search(x), gradient(classifier, "search", x)
+        for count in (16, 48, 96):
+            for first in (0, 16, 80):
+                part = slice(first, first + count)
+                assert torch.equal(classifier.search(x[part]), whole[part]), (count, first)
+                assert torch.equal(gradient(classifier, "search", x[part]), slope[part]), (count, first)
+
+
+def test_weights_that_are_trained_further_are_seen() -> None:
+    plain = network("resnet-tiny")
+    classifier, x = Classifier(plain), torch.rand(16, 3, 32, 32)
+    before = classifier.search(x)
+    optimiser = torch.optim.SGD(plain.parameters(), lr=0.1)
+    plain.train()(x).square().sum().backward()
+    optimiser.step()
+    plain.eval()
+    assert not torch.allclose(classifier.search(x), before, rtol=1e-3)
+    torch.testing.assert_close(classifier.search(x), classifier.forward(x), rtol=1e-4, atol=1e-4)
+
+
+def test_only_pairs_whose_statistics_stand_and_that_nobody_watches() -> None:
+    hooked = nn.BatchNorm2d(4)
+    hooked.register_forward_hook(lambda *_: None)
+    for norm in (nn.BatchNorm2d(4, track_running_stats=False), nn.InstanceNorm2d(4), nn.ReLU(), hooked):
+        assert not pairs(nn.Sequential(nn.Conv2d(3, 4, 3), norm))
+    assert not pairs(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.BatchNorm2d(4)))
+    assert not pairs(nn.Sequential(nn.Conv2d(3, 4, 4, 2), nn.BatchNorm2d(4)))
+    one = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False))
+    assert len(pairs(one)) == 1
+    assert not pairs(nn.Sequential(one, nn.ReLU(), nn.BatchNorm2d(4)))
+
+
+def test_witnesses_stand_before_the_model_itself() -> None:
+    plain = network(list(SHAPES)[1])
+    x = torch.rand(48, 1, 28, 28)
+    y = Classifier(plain).logits(x).argmax(1)
+    found = PGD(steps=20)(Classifier(plain), x, y, threat="linf:0.3", seed=0)
+    assert bool(found.success.any())
+    assert bool((plain(found.adversarial[found.success]).argmax(1) != y[found.success]).all())
