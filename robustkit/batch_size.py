@@ -10,23 +10,28 @@ from robustkit.errors import BadInput
 from robustkit.numerics import PAD, padded
 
 BatchSize = int | Literal["auto"]
+Work = Literal["forward", "gradients", "scores"]
+"""What a batch is for: one pass through a model; an attack with gradients; an attack without."""
+
+_SHARED: dict[str, dict[Work, int]] = {
+    "cpu": {"forward": 1, "gradients": 2, "scores": 8},
+    "cuda": {"forward": 1, "gradients": 1, "scores": 4},
+}
+"""By how much a batch may be larger, by device: rows share the cost of every operation of an attack. On the CPU those without
+gradients go forward in parts that caches hold."""
 
 
-def auto_batch(shape: tuple[int, ...], device: torch.device, *, backward: bool = True) -> int:
-    """Rows per batch to start with: what caches (CPU) or memory (GPU) hold comfortably.
-
-    Without backward more: on the CPU eight times as many, which go forward in parts and share the cost of every other operation.
-    """
-    size, gpu = max(1, int(torch.Size(shape).numel())), device.type == "cuda"
+def auto_batch(shape: tuple[int, ...], device: torch.device, work: Work = "forward") -> int:
+    """Rows per batch to start with, for images (C,H,W): what caches (CPU) or memory (GPU) hold comfortably."""
+    gpu, size = device.type == "cuda", max(1, int(torch.Size(shape).numel()))
     most, total = (4096, 1 << 24) if gpu else (192, 600_000)
-    if not backward:
-        most, total = (4 * most, total) if gpu else (8 * most, 8 * total)
-    return max(PAD, min(most, total // size) // PAD * PAD)
+    shared = _SHARED["cuda" if gpu else "cpu"][work]
+    return max(PAD, min(shared * most, (1 if gpu else shared) * total // size) // PAD * PAD)
 
 
-def batch_rows(asked: BatchSize, shape: tuple[int, ...], device: torch.device, *, backward: bool = True) -> int:
+def batch_rows(asked: BatchSize, shape: tuple[int, ...], device: torch.device, work: Work = "forward") -> int:
     """Rows per batch for images (C,H,W): as many as asked for, padded, or what fits."""
-    return auto_batch(shape, device, backward=backward) if asked == "auto" else padded(asked)
+    return auto_batch(shape, device, work) if asked == "auto" else padded(asked)
 
 
 def check_batch(batch_size: BatchSize) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from robustkit import streams
-from robustkit.batch_size import BatchSize, auto_batch, batch_rows, check_batch
+from robustkit.batch_size import BatchSize, Work, auto_batch, batch_rows, check_batch
 from robustkit.errors import BadInput
 from robustkit.judge import Judge
 from robustkit.memory import keep_freed_memory, out_of_memory
@@ -107,11 +107,12 @@ class Driver:
         self.ahead: dict[Entry, tuple[Outcome, Tensor]] = {}
         self.attempts = self.attack.attempts(self.judge.goal.seen(samples.logits[:1], samples.y[:1]).shape[1])
         shape = tuple(samples.images(torch.tensor([0])).shape[1:])
-        device, backward = self.classifier.device, self.attack.access == "gradient"
-        capacity = batch_rows(self.batch_size, shape, device, backward=backward)
-        if not backward and device.type == "cpu":  # there a batch goes forward in parts, of the size asked for at most
+        device = self.classifier.device
+        work: Work = "gradients" if self.attack.access == "gradient" else "scores"
+        capacity = batch_rows(self.batch_size, shape, device, work)
+        if work == "scores" and device.type == "cpu":  # there a batch goes forward in parts, of the size asked for at most
             self.view.piece = min(capacity, auto_batch(shape, device))
-            capacity = max(capacity, auto_batch(shape, device, backward=False))
+            capacity = max(capacity, auto_batch(shape, device, work))
         capacity = padded(max(1, capacity // self.width), self.unit)
         most = float(samples.eps.max())
         self.view.shared = self.attack.prepare(self.pool or self._no_pool, self.classifier, self.threat, most, self.seed)
