@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import rel_entr
-from scipy.stats import beta
 
-Floats = NDArray[np.float64]
+from robustkit.binomial import lower_bound
+from robustkit.evidence import Floats
 
 HALVINGS = 60
 """Bisection steps; the end kept is the safe one."""
@@ -72,15 +72,8 @@ class Drawn:
 
     def _below(self, sums: Floats, squares: Floats, alpha: float) -> Floats:
         if self.aggregate == "vote":
-            return lower_confidence(sums, self.draws, alpha)
+            return lower_bound(sums, self.draws, alpha)
         return lower_mean(sums, squares, self.draws, alpha)
-
-
-def lower_confidence(successes: Any, draws: int, alpha: float) -> Floats:
-    """One-sided Clopper-Pearson bound: below the probability of success with confidence 1 - alpha."""
-    k = np.asarray(successes, dtype=np.float64)
-    bound = beta.ppf(alpha, k, draws - k + 1)
-    return np.where(k > 0, bound, 0.0)
 
 
 def lower_mean(sums: Any, squares: Any, draws: int, alpha: float) -> Floats:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustkit.certify.confidence import Floats
 from robustkit.certify.two_sided import TwoSided
+from robustkit.evidence import Floats
 
 _DELTAS = np.logspace(-12, -0.5, 116)
 

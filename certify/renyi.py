@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from robustkit.certify.confidence import Floats
 from robustkit.certify.two_sided import TwoSided
+from robustkit.evidence import Floats
 
 _ORDERS = 1 + np.logspace(-3, 3, 301)
 

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from robustkit import streams
-from robustkit.certify.confidence import Drawn, Floats
+from robustkit.certify.confidence import Drawn
 from robustkit.errors import BadInput
+from robustkit.evidence import Floats
 from robustkit.methods import StatisticalCertifier
 from robustkit.models.smoothed import Smoothed, Smoothing, smoothed
 
@@ -48,7 +49,7 @@ def radius_of(noise: str, probability: Any, scale: float) -> Floats:
     p = np.asarray(probability, dtype=np.float64)
     safe = np.clip(p, 0.5, 1 - 1e-16)
     if noise == "gaussian":
-        found = scale * norm.ppf(safe)
+        found = scale * ndtri(safe)
     elif noise == "uniform":
         found = 2 * scale * (safe - 0.5)
     else:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustkit.certify.confidence import Drawn, Floats
+from robustkit.certify.confidence import Drawn
 from robustkit.certify.smoothing import SmoothingCertifier
+from robustkit.evidence import Floats
 from robustkit.models.smoothed import Smoothing
 
 

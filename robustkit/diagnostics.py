@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from robustkit import registry
 from robustkit.batch_size import BatchSize
+from robustkit.binomial import at_least
 from robustkit.comparisons import Comparisons
 from robustkit.data import Data
 from robustkit.evidence import Evidence
@@ -128,7 +128,7 @@ class Examination:
     def clean_accuracy(self) -> Verdict:
         count, classes = len(self.evidence), self.logits.shape[1]
         right = int(self.evidence.correct.sum())
-        if binomtest(right, count, 1 / classes, alternative="greater").pvalue > LEVEL:
+        if at_least(right, count, 1 / classes) > LEVEL:
             return (
                 "error",
                 f"clean accuracy {right / count:.3f} is no better than chance ({1 / classes:.3f})",

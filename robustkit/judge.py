@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 from robustkit import streams
+from robustkit.binomial import at_least
 from robustkit.classifier import Classifier
 from robustkit.goals import Goal
 from robustkit.memory import in_parts
@@ -105,7 +105,7 @@ class Judge:
     def _majority(self, more: Tensor, less: Tensor, level: float) -> Tensor:
         """(R,) bool: whether shares of the votes show at this level that the first class beats the second."""
         won, lost = ((v * self.classifier.surface.votes).round().cpu().numpy() for v in (more, less))
-        return torch.from_numpy(binom.sf(won - 1, won + lost, 0.5) <= level).to(more.device)
+        return torch.from_numpy(at_least(won, won + lost, 0.5) <= level).to(more.device)
 
     def _tie(self, image: Tensor, y: Tensor, logits: Tensor, margin: Tensor) -> Tensor:
         """Untargeted: an exact tie in float32 that stands in float64 is an error too."""

@@ -12,10 +12,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 from robustkit.batch_size import BatchSize
+from robustkit.binomial import at_least
 from robustkit.blocks import make_driver
 from robustkit.data import Data
 from robustkit.errors import BadInput
@@ -37,7 +37,7 @@ Verdict = tuple[str, str, str]
 
 def flagged(gains: int, losses: int, probe: int) -> bool:
     """Whether one method beats another on the probe: `gains` samples only it breaks, `losses` only the other."""
-    return gains - losses >= max(1, NET * probe) and float(binom.sf(gains - 1, gains + losses, 0.5)) < LEVEL
+    return gains - losses >= max(1, NET * probe) and float(at_least(gains, gains + losses, 0.5)) < LEVEL
 
 
 @dataclass

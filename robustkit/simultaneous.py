@@ -16,8 +16,8 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
 
+from robustkit import binomial
 from robustkit.evidence import Evidence, Floats
 from robustkit.guarantees import alpha_of, guarantee_class
 from robustkit.methods import Certifier
@@ -58,7 +58,7 @@ def lower_at_once(evidence: Evidence, stages: Sequence[Stage]) -> tuple[Floats, 
         else:
             continue
         found, level = np.maximum(found, radii), max(level, alpha / 2**often)
-    wrong = int(binom.ppf(0.95, images, min(1.0, total)))
+    wrong = binomial.most(images, min(1.0, total), 0.95)
     return found, {"alpha": total, "images": images, "wrong": wrong, "confidence": 1 - least, "level": level}
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 import robustkit
+from robustkit import binomial
 from robustkit.evidence import Evidence
 from robustkit.guarantees import CLASSES, guarantee_class
 from robustkit.methods import Certifier
@@ -54,8 +54,7 @@ def accuracies(evidence: Evidence, eps: Fraction) -> dict[str, float]:
 
 def interval(share: float, count: int) -> list[float]:
     """Exact (Clopper-Pearson) two-sided 95 % interval of an observed share."""
-    found = binomtest(round(share * count), count).proportion_ci(0.95, method="exact")
-    return [float(found.low), float(found.high)]
+    return list(binomial.interval(round(share * count), count))
 
 
 def curve(evidence: Evidence, budgets: Sequence[Fraction]) -> list[dict[str, float | None]]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
+from robustkit.binomial import at_least
 from robustkit.errors import BadInput, Missing
 from robustkit.leaderboard.definition import FILE as BOARD
 from robustkit.leaderboard.files import Arrays
@@ -120,7 +120,7 @@ def compare(first: str | Path, second: str | Path, *, eps: str | None = None) ->
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p-value of the discordant pairs."""
     total = only_first + only_second
-    return float(binomtest(only_first, total, 0.5).pvalue) if total else 1.0
+    return min(1.0, 2 * float(at_least(max(only_first, only_second), total, 0.5)))
 
 
 def side(place: str | Path) -> Side:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
-from robustkit import registry, witnesses
+from robustkit import binomial, registry, witnesses
 from robustkit.certifying import prove
 from robustkit.engine import evaluate
 from robustkit.errors import BadInput, RobustkitError
@@ -108,7 +107,7 @@ def rerun(
     certified = entry.columns["lower"][at] >= budget
     for place in hit[certified[hit]][:5].tolist():
         problems.append(f"sample {int(at[place])} is called certified, and the re-run broke it")
-    bound = float(binomtest(len(hit), len(robust)).proportion_ci(0.9, method="exact").high) if len(robust) else 0.0
+    bound = binomial.interval(len(hit), len(robust), 0.9)[1] if len(robust) else 0.0
     warnings = sum(one["status"] in ("warn", "error") and one["check"] != "enough samples" for one in run.summary()["diagnostics"])
     told = Rerun(entry.id, len(at), seed, len(robust), len(hit), bound, proven, warnings, problems)
     if record:
@@ -131,7 +130,7 @@ def _statistical(entry: Entry, found: Evidence, at: Ints, budget: float) -> list
     held = entry.columns["lower_statistical"][at] >= budget
     again = (found.lower_of("statistical")[0] >= budget) | (found.lower >= budget)
     lost, total = int((held & ~again).sum()), int(held.sum())
-    if total and binomtest(lost, total, 0.1, alternative="greater").pvalue < 0.01:
+    if total and binomial.at_least(lost, total, 0.1) < 0.01:
         return [f"{lost} of {total} statistical certificates did not come again"]
     return []
 

@@ -9,7 +9,8 @@ import pytest
 from scipy.special import rel_entr
 from scipy.stats import binom
 
-from robustkit.certify.confidence import Drawn, lower_confidence, lower_mean
+from robustkit.binomial import lower_bound
+from robustkit.certify.confidence import Drawn, lower_mean
 
 DISTRIBUTIONS: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], np.ndarray], float]] = {
     "coin": (lambda g, size: (g.random(size) < 0.97).astype(float), 0.97),
@@ -43,19 +44,19 @@ def test_the_entropy_bound_solves_its_equation_from_below() -> None:
 def test_scores_of_0_and_1_lose_little_against_counting_and_steady_ones_win() -> None:
     n, alpha = 10_000, 0.001
     for k in (9_990, 9_500, 7_000):
-        counted, averaged = float(lower_confidence(k, n, alpha)), float(lower_mean(k, k, n, alpha))
+        counted, averaged = float(lower_bound(k, n, alpha)), float(lower_mean(k, k, n, alpha))
         assert averaged < counted
         assert k / n - averaged < 1.5 * (k / n - counted)
     steady = float(lower_mean(0.7 * n, 0.7**2 * n, n, alpha))
-    assert 0.7 - steady < 0.25 * (0.7 - float(lower_confidence(0.7 * n, n, alpha)))
+    assert 0.7 - steady < 0.25 * (0.7 - float(lower_bound(0.7 * n, n, alpha)))
 
 
 def test_both_bounds_hold_together_and_share_the_level() -> None:
     votes = np.array([[900.0, 60.0, 40.0], [10.0, 970.0, 20.0]])
     drawn, label, alpha = Drawn(votes, votes, 1000, "vote"), np.array([0, 1]), 0.01
     low, high = drawn.label_and_others(label, alpha)
-    assert np.allclose(low, lower_confidence([900, 970], 1000, alpha / 2))
-    assert np.allclose(high, np.minimum(1 - lower_confidence([940, 980], 1000, alpha / 4), 1 - low))
+    assert np.allclose(low, lower_bound([900, 970], 1000, alpha / 2))
+    assert np.allclose(high, np.minimum(1 - lower_bound([940, 980], 1000, alpha / 4), 1 - low))
     scores = Drawn(votes, votes, 1000, "mean")
     below, above = scores.label_and_others(label, alpha)
     assert bool((below < low).all())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
+from robustkit.binomial import lower_bound
 from robustkit.certify import confidence
 from robustkit.certify.confidence import Drawn
 from robustkit.certify.pixeldp import PixelDP, pixeldp_radius
@@ -41,7 +42,7 @@ def test_no_more_certificates_fail_than_alpha_allows(certifier: Any, p: float, q
 def test_of_two_classes_as_many_fail_as_the_exact_level_says(p: float) -> None:
     """Clopper-Pearson errs with a known probability below alpha: a bound that is too careful shows as well."""
     k = np.arange(DRAWS + 1)
-    truth = float(binom.pmf(k, DRAWS, p)[confidence.lower_confidence(k, DRAWS, ALPHA) > p].sum())
+    truth = float(binom.pmf(k, DRAWS, p)[lower_bound(k, DRAWS, ALPHA) > p].sum())
     assert 0 < truth <= ALPHA
     found = failures(SmoothingCertifier(n=DRAWS), p, 1 - p)
     low, high = binom.ppf([1e-5, 1 - 1e-5], REPETITIONS, truth)
@@ -66,7 +67,7 @@ def _wald(run: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("bug", [_shifted, _two_sided, _wald], ids=lambda f: f.__name__.strip("_"))
 def test_mistakes_in_the_confidence_bound_are_caught(bug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confidence, "lower_confidence", bug(confidence.lower_confidence))
+    monkeypatch.setattr(confidence, "lower_bound", bug(lower_bound))
     found = [failures(SmoothingCertifier(n=DRAWS), p, q) for p, q in PROBABILITIES]
     assert min(binom.sf(wrong - 1, REPETITIONS, ALPHA) for wrong in found) < 1e-6
 

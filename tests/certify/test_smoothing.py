@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import robustkit as rk
 from robustkit import streams
-from robustkit.certify.confidence import lower_confidence
+from robustkit.binomial import lower_bound
 from robustkit.certify.pixeldp import PixelDP, pixeldp_radius
 from robustkit.certify.renyi import Renyi, renyi_radius
 from robustkit.certify.smoothing import SmoothingCertifier, radius_of
@@ -39,7 +39,7 @@ def images(values: list[float]) -> Tensor:
 @pytest.mark.parametrize(("k", "n", "alpha"), [(0, 10, 0.1), (1, 10, 0.1), (99, 100, 0.001), (100, 100, 0.001), (9990, 10_000, 0.001)])
 def test_confidence_bounds_are_clopper_pearson(k: int, n: int, alpha: float) -> None:
     exact = binomtest(k, n).proportion_ci(1 - 2 * alpha, method="exact").low
-    assert float(lower_confidence(k, n, alpha)) == pytest.approx(exact, abs=1e-12)
+    assert float(lower_bound(k, n, alpha)) == pytest.approx(exact, abs=1e-12)
 
 
 @pytest.mark.parametrize("probability", [0.501, 0.9, 0.999])
@@ -47,9 +47,9 @@ def test_the_stated_level_holds(probability: float) -> None:
     """20 000 repetitions at alpha 0.05: bounds above the truth are no more frequent than an exact binomial allows."""
     generator, alpha, n = np.random.default_rng(3), 0.05, 100
     k = generator.binomial(n, probability, size=20_000)
-    wrong = int((lower_confidence(k, n, alpha) > probability).sum())
+    wrong = int((lower_bound(k, n, alpha) > probability).sum())
     assert binom.sf(wrong - 1, 20_000, alpha) > 1e-4
-    tight = float(sum(binom.pmf(i, n, probability) for i in range(n + 1) if lower_confidence(i, n, alpha) > probability))
+    tight = float(sum(binom.pmf(i, n, probability) for i in range(n + 1) if lower_bound(i, n, alpha) > probability))
     assert tight <= alpha
 
 
