@@ -3,9 +3,8 @@
 Looks for the nearest point of another class: steps onto the linearised decision boundary between
 the label and one other class, biased towards the clean image, and moves back towards it whenever
 it has crossed. Deliberate deviation: in l_inf the gradient found across also serves the point moved
-back, which needs no forward of its own for seeing whether it has crossed (measured: the same robust
-accuracy with a third fewer forwards; in l2 it broke a tenth fewer, so there the point moved back
-gets its own).
+back, which needs neither a forward to see that it has crossed nor a gradient of its own (measured: the
+same robust accuracy with a third fewer gradients; in l2 it broke a tenth fewer, so there it gets both).
 """
 
 from __future__ import annotations
@@ -74,16 +73,16 @@ class FAB(Attack):
 
     def step(self, rows: Rows, state: State, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
         p, euclidean = state["p"], threat.name == "l2"
-        crossed = torch.zeros_like(rows.attempt, dtype=torch.bool)
-
-        def towards(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-            crossed.copy_(margins(logits.detach(), y) > 0)
-            return margin(logits, y, target)
-
         if euclidean:
             nearer = choose(margins(view.scores(p), rows.y) > 0, p * self.back, p)
             gradient, value = view.gradient(nearer, margin)
         else:
+            crossed = torch.zeros_like(rows.attempt, dtype=torch.bool)
+
+            def towards(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+                crossed.copy_(margins(logits.detach(), y) > 0)
+                return margin(logits, y, target)
+
             gradient, value = view.gradient(p, towards)
             nearer = choose(crossed, p * self.back, p)
             value = value + (gradient * (nearer - p)).flatten(1).sum(1)

@@ -7,9 +7,7 @@ they stop one short); `published_windows=true` brings the latter back.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,16 +15,15 @@ from torch import Tensor
 from robustkit import streams
 from robustkit.attacks import square_bumps
 from robustkit.attacks.losses import margin
-from robustkit.attacks.square_windows import Sides, Windows
+from robustkit.attacks.square_schedule import Schedule, proposal
+from robustkit.attacks.square_windows import Windows
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import constant, overwrite, wide
+from robustkit.numerics import overwrite, wide
 from robustkit.threats import Threat
 from robustkit.threats.norms import limits
 from robustkit.views import ScoreView
 
-_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Queries after which the window's share of the image is halved (for 10 000 queries in all)."""
 _BEYOND = 2.0
 """A change that takes any value out of the box."""
 
@@ -78,35 +75,16 @@ class Square(Attack):
 
     def _move_window(self, rows: Rows, best: Tensor, least: int) -> Tensor:
         """Another window of each row set to its limits, the lower or the upper ones: pushed beyond any, and cut off."""
-        shape, drawn, (sides, which) = best.shape, self._drawn(rows, 2 + best.shape[1]), self._sides(rows, least)
-        down, across = Windows(sides, which, self._corner(shape, sides.tensor[which], drawn[:, :2])).inside(shape)
-        push = torch.where(drawn[:, 2:] < 0.5, _BEYOND, -_BEYOND)
-        pushed = torch.addcmul(best, (push[:, :, None] * down[:, None])[..., None], across[:, None, None])
-        return pushed.clamp_(*limits(rows.x, rows.eps))
+        down, across = proposal(self._schedule(odd=False), rows, least, 1, best.shape[1], _pushes)
+        return torch.addcmul(best, down, across).clamp_(*limits(rows.x, rows.eps))
 
     def _move_bump(self, rows: Rows, best: Tensor, order: int, least: int) -> Tensor:
         """Another window of each row takes over the norm of a second one."""
-        shape, drawn = best.shape, self._drawn(rows, 5 + best.shape[1])
-        sides, which = self._sides(rows, least, odd=True)
-        first, second = (Windows(sides, which, self._corner(shape, sides.tensor[which], drawn[:, i : i + 2])) for i in (0, 2))
-        bump = square_bumps.window_bumps(first, torch.where(drawn[:, 5:] < 0.5, 1.0, -1.0), drawn[:, 4] < 0.5, order)
-        return square_bumps.move(best, first, second, bump, rows.eps, order)
+        between = proposal(self._schedule(odd=True), rows, least, 2, 1 + best.shape[1], square_bumps.EXCHANGES[order])
+        return square_bumps.move(best, between, rows.eps, order)
 
-    def _drawn(self, rows: Rows, count: int) -> Tensor:
-        """(R,count) uniform numbers of this step."""
-        return streams.uniform(streams.further(rows.key, rows.steps * count), (count,))
-
-    def _sides(self, rows: Rows, least: int, odd: bool = False) -> tuple[Sides, Tensor]:
-        """The sides that windows may still have after `least` steps, and the number (R,) of each row's next one."""
-        last, past = self.queries - 1, _halvings(self, min(least, self.queries - 1))
-        lengths = _lengths(self, *rows.x.shape[2:], odd)[past:]
-        return Sides.of(lengths, rows.steps.device), _every_halvings(self, rows.steps.device)[rows.steps.clamp(max=last)] - past
-
-    def _corner(self, shape: torch.Size, side: Tensor, drawn: Tensor) -> Tensor:
-        """(R,2) row and column at which windows begin, from uniform numbers (R,2)."""
-        more = 0 if self.published_windows else 1
-        room = constant((shape[2] + more, shape[3] + more), torch.int64, drawn.device)
-        return (drawn * (room - side[:, None])).to(torch.int64)
+    def _schedule(self, odd: bool) -> Schedule:
+        return Schedule(self.share, self.queries, self.rescale, self.published_windows, odd)
 
     def _signs(self, rows: Rows, keys: Tensor, count: int = 1) -> Tensor:
         """(R,C,1,count) of -1 or +1."""
@@ -123,21 +101,8 @@ class Square(Attack):
         return square_bumps.to_norm(start, rows.eps, order) if order == 2 else start
 
 
-def _halvings(attack: Square, step: int) -> int:
-    """How often the window's share has been halved before a step."""
-    return bisect_left(_HALVINGS, step * 10000 // attack.queries if attack.rescale else step)
-
-
-@cache
-def _every_halvings(attack: Square, device: torch.device) -> Tensor:
-    """(queries,) int64 the same before every step."""
-    return torch.tensor([_halvings(attack, step) for step in range(attack.queries)], device=device)
-
-
-@cache
-def _lengths(attack: Square, height: int, width: int, odd: bool) -> tuple[int, ...]:
-    """Sides of windows after every number of halvings; `odd` as the moves of l2 and l1 need them, at least 3."""
-    most = min(height, width)
-    shares = attack.share * 0.5 ** torch.arange(len(_HALVINGS) + 1).double()
-    plain = torch.sqrt(shares * height * width).round().to(torch.int64).clamp(1, most - (1 if attack.published_windows else 0))
-    return tuple(square_bumps.odd(plain, most).tolist() if odd else plain.tolist())
+def _pushes(windows: tuple[Windows, ...], heads: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """(R,C,H,1) and (R,1,1,W) whose product takes the windows' pixels out of the box, up for heads, and leaves the others."""
+    down, across = windows[0].inside(shape)
+    push = torch.where(heads, _BEYOND, -_BEYOND)
+    return (push[:, :, None] * down[:, None])[..., None], across[:, None, None]

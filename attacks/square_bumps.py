@@ -9,7 +9,7 @@ several channels a bump is drawn for each as if it were the only one, and the pr
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -57,21 +57,42 @@ def odd(side: Tensor, most: int) -> Tensor:
     return torch.where(side % 2 == 0, side + 1, side).clamp(min=min(3, most), max=most if most % 2 else most - 1)
 
 
-def move(best: Tensor, first: Windows, second: Windows, bump: Tensor, eps: Tensor, order: int) -> Tensor:
+def exchange(windows: tuple[Windows, ...], heads: Tensor, shape: torch.Size, order: int) -> tuple[Tensor, ...]:
+    """What `move` needs to know of two windows of one side a row, whatever the perturbation is.
+
+    Args:
+        windows: the first, which gets a bump, and the second, which gives its norm.
+        heads: (R,1+C) bool: whether the bump has its halves beside each other instead of one above the other, and
+            is turned upside down, channel by channel.
+        shape: (R,C,H,W).
+        order: 2 or 1.
+
+    Returns:
+        (R,C,W^2) places of the first window's pixels and of the second's, (R,1,W^2) 1 for pixels of the first, else 0,
+        the same of the second without those of the first, and the signed bump.
+    """
+    first, second = windows
+    table = _table(first.sides.lengths, order, heads.device)
+    bump = table[first.which + heads[:, 0] * len(first.sides.lengths)][:, None] * torch.where(heads[:, 1:], 1.0, -1.0)[:, :, None]
+    mine = first.once()[:, None]
+    return first.places(shape), second.places(shape), mine, mine * (1 - first.holds(second))[:, None], bump
+
+
+EXCHANGES = {order: partial(exchange, order=order) for order in ORDER.values()}
+
+
+def move(best: Tensor, between: tuple[Tensor, ...], eps: Tensor, order: int) -> Tensor:
     """The norm of a second window, and what the budget leaves, goes into a bump in the first.
 
     Of norm eps in l2; in l1 it may be longer.
 
     Args:
         best: (R,C,H,W) the perturbation so far.
-        first, second: two windows of one side a row.
-        bump: (R,C,W^2) the signed bump's values in the first window.
+        between: what `exchange` says of the windows.
         eps: (R,) float64 budgets.
     """
+    into, out, mine, other, bump = between
     flat, shape = best.flatten(2), best.shape
-    into, out = first.places(shape), second.places(shape)
-    mine = first.once()[:, None]
-    other = mine * (1 - first.holds(second))[:, None]
     old = flat.gather(2, into)
     inside, outside = _norm(old * mine, order), _norm(flat.gather(2, out) * other, order)
     both = inside**order + outside**order
@@ -87,15 +108,8 @@ def move(best: Tensor, first: Windows, second: Windows, bump: Tensor, eps: Tenso
         after = (norm.square() - both.sum(1)).clamp(min=0) + (grown * length).square().sum(1)
         scale = eps.to(norm.dtype) / (after.sqrt() + 1e-12)
     moved = flat * scale[:, None, None]
-    moved.scatter_(2, out, 0.0)
+    moved.scatter_(2, out, torch.zeros_like(bump))  # a single 0 takes several times as long
     return moved.scatter_(2, into, new * (grown * scale[:, None])[:, :, None]).view(shape)
-
-
-def window_bumps(window: Windows, signs: Tensor, turned: Tensor, order: int) -> Tensor:
-    """(R,C,W^2) bumps of norm 1 with signs (R,C); those that are `turned` (R,) have their halves beside each other instead of
-    one above the other."""
-    table = _table(window.sides.lengths, order, signs.device)
-    return table[window.which + turned * len(window.sides.lengths)][:, None] * signs[:, :, None]
 
 
 def to_norm(p: Tensor, eps: Tensor, order: int) -> Tensor:

@@ -68,6 +68,8 @@ class View:
         if self.keep == "best" or logits is None:
             return
         margin = self.goal.margin(logits, rows.y, rows.target)
+        if not margin.is_cuda and float(margin.max()) <= 0:
+            return
         fresh = (margin > 0) & ~book["done"]
         fresh = fresh if near is None else fresh & near
         if not fresh.is_cuda and not bool(fresh.any()):
@@ -109,8 +111,8 @@ class View:
         Images are made, and go forward, in pieces that caches hold.
         """
         x, each, draws = self.rows.x, points * self.draws, self.draws
-        unit = whole(each)
-        step = max(unit, self.piece // each // unit * unit) if self.piece else len(x)
+        parts = -(-len(x) * each // self.piece) if self.piece else 1
+        step = padded(-(-len(x) // parts), whole(each))
         keys = self._keys(each)
         found = []
         for at in range(0, len(x), step):

@@ -7,7 +7,6 @@ import torch
 from small_cases import BUDGETS, images
 from torch import nn
 
-from robustkit import streams
 from robustkit.attacks import (
     APGD,
     BIM,
@@ -27,7 +26,6 @@ from robustkit.attacks import (
     StAdv,
     Universal,
 )
-from robustkit.attacks.square_windows import Sides, Windows
 from robustkit.classifier import Classifier
 from robustkit.methods import Attack
 from robustkit.models import build
@@ -92,21 +90,3 @@ def test_square_uses_exactly_its_queries_where_it_fails(network: nn.Module) -> N
     found = Square(queries=37)(network, x, y, threat="linf:0")
     assert not bool(found.success.any())
     assert set(found.queries.tolist()) == {37}
-
-
-@pytest.mark.parametrize(("published", "reached"), [(False, True), (True, False)])
-def test_squares_windows_reach_the_last_row_and_column(published: bool, reached: bool) -> None:
-    count = 400
-    zero, x = torch.zeros(count, dtype=torch.int64), images(1).expand(count, -1, -1, -1)
-    keys = streams.row_keys(0, "windows", torch.arange(count))
-    corner = Square(published_windows=published)._corner(x.shape, zero + 3, streams.uniform(keys, (2,)))
-    windows = Windows(Sides.of((4, 3), x.device), zero + 1, corner)
-    inside = torch.zeros(x.shape).flatten(2).scatter_(2, windows.places(x.shape), 1.0).view(x.shape)
-    down, across = windows.inside(x.shape)
-    assert torch.equal(down[:, None, :, None] * across[:, None, None], inside)
-    assert set(inside.flatten(1).sum(1).tolist()) == {9}
-    inside = inside > 0
-    assert bool(inside[:, 0, 0, :].any())
-    assert bool(inside[:, 0, :, 0].any())
-    assert bool(inside[:, 0, -1, :].any()) is reached
-    assert bool(inside[:, 0, :, -1].any()) is reached

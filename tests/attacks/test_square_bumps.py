@@ -36,10 +36,9 @@ def moved(channels: int, order: int) -> tuple[Tensor, Tensor]:
     """A perturbation of norm eps before and after one move."""
     best = torch.randn(3, channels, 14, 14, generator=torch.Generator().manual_seed(0))
     best = square_bumps.to_norm(best, EPS, order)
-    first, second = windows()
-    turned = torch.tensor([False, True, False])
-    bump = square_bumps.window_bumps(first, torch.ones(3, channels), turned, order)
-    return best, square_bumps.move(best, first, second, bump, EPS, order)
+    heads = torch.tensor([[False] + channels * [True], [True] + channels * [True], [False] + channels * [True]])
+    between = square_bumps.exchange(windows(), heads, best.shape, order)
+    return best, square_bumps.move(best, between, EPS, order)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
