@@ -92,10 +92,9 @@ class FAB(Attack):
         """Onto the linearised boundary from here and from the clean image, and between the two."""
         w, here, clean = gradient.flatten(1), (x + p).clamp(0, 1).flatten(1), x.flatten(1)
         offset = (w * (here - clean)).sum(1)
-        both = nearest_on_plane(torch.cat([here, clean]), torch.cat([w, w]), torch.cat([value, value - offset]), euclidean)
-        from_here, from_clean = both.chunk(2)
-        length = torch.linalg.vector_norm(both, dim=1) if euclidean else both.abs().amax(1)
-        near, far = length.clamp(min=1e-8).chunk(2)
+        from_here, from_clean = both = nearest_on_plane(torch.stack([here, clean]), w, torch.stack([value, value - offset]), euclidean)
+        length = torch.linalg.vector_norm(both, dim=2) if euclidean else both.abs().amax(2)
+        near, far = length.clamp(min=1e-8)
         share = (near / (near + far)).clamp(max=self.alpha)[:, None]
         moved = (here + self.overshoot * from_here) * (1 - share) + (clean + self.overshoot * from_clean) * share
         ahead: Tensor = (moved.clamp(0, 1) - clean).view_as(p)
@@ -103,25 +102,25 @@ class FAB(Attack):
 
 
 def nearest_on_plane(x: Tensor, w: Tensor, value: Tensor, euclidean: bool) -> Tensor:
-    """Smallest step d (R,D) with value + w d = 0 and x + d in the box, in l2 or l_inf.
+    """Smallest step d with value + w d = 0 and x + d in the box, in l2 or l_inf, for w (R,D) and points x (R,D) or (P,R,D).
 
     Every coordinate moves by min(length x rate, room), rate |w| or 1; the length solves a concave
     piecewise linear equation by Newton's method from below. Where the plane is out of reach, d goes
     as far towards it as the box allows.
     """
-    pull = -torch.sign(value)[:, None] * torch.sign(w)
+    pull = -torch.sign(value)[..., None] * torch.sign(w)
     room = (x - pull.clamp(min=0)).abs()
     weight = w.abs()
     gain, reach = weight.square() if euclidean else weight, weight * room
     cap = room / weight.clamp(min=1e-30) if euclidean else room
     goal = value.abs()
-    length = goal / gain.sum(1).clamp(min=1e-30)
+    length = goal / gain.sum(-1).clamp(min=1e-30)
     for _ in range(_ROUNDS):
-        free = (cap - length[:, None]).sign_().clamp_(min=0)  # 1 where there is room left; faster on the CPU than comparing
-        rest, done = (gain * free).sum(1), torch.addcmul(reach, reach, free, value=-1).sum(1)
+        free = (cap - length[..., None]).sign_().clamp_(min=0)  # 1 where there is room left; faster on the CPU than comparing
+        rest, done = (gain * free).sum(-1), torch.addcmul(reach, reach, free, value=-1).sum(-1)
         longer = torch.where(rest > 0, (goal - done) / rest.clamp(min=1e-30), length)
         longer = torch.where(longer > _TOLERANCE * length, longer, length)
         if not longer.is_cuda and torch.equal(longer, length):
             break
         length = longer
-    return pull * torch.minimum((weight if euclidean else 1.0) * length[:, None], room)
+    return pull * torch.minimum((weight if euclidean else 1.0) * length[..., None], room)
