@@ -10,14 +10,15 @@ from robustkit.errors import BadInput
 from robustkit.numerics import PAD, padded
 
 BatchSize = int | Literal["auto"]
-Work = Literal["forward", "gradients", "scores"]
-"""What a batch is for: one pass through a model; an attack with gradients; an attack without."""
+Work = Literal["forward", "part", "gradients", "scores"]
+"""What rows are together for: one pass through a model; one part of a larger batch, all parts of one size; an attack with
+gradients; an attack without."""
 
-_SHARED: dict[str, dict[Work, int]] = {
-    "cpu": {"forward": 1, "gradients": 2, "scores": 8},
-    "cuda": {"forward": 1, "gradients": 1, "scores": 4},
+_SHARED: dict[str, dict[Work, float]] = {
+    "cpu": {"forward": 1, "part": 1.5, "gradients": 2, "scores": 8},
+    "cuda": {"forward": 1, "part": 1, "gradients": 1, "scores": 4},
 }
-"""By how much a batch may be larger, by device: rows share the cost of every operation of an attack. On the CPU those without
+"""By how much they may be more, by device: rows share the cost of every operation of an attack. On the CPU those without
 gradients go forward in parts that caches hold."""
 
 
@@ -26,7 +27,7 @@ def auto_batch(shape: tuple[int, ...], device: torch.device, work: Work = "forwa
     gpu, size = device.type == "cuda", max(1, int(torch.Size(shape).numel()))
     most, total = (4096, 1 << 24) if gpu else (192, 600_000)
     shared = _SHARED["cuda" if gpu else "cpu"][work]
-    return max(PAD, min(shared * most, (1 if gpu else shared) * total // size) // PAD * PAD)
+    return max(PAD, int(min(shared * most, (1 if gpu else shared) * total / size)) // PAD * PAD)
 
 
 def batch_rows(asked: BatchSize, shape: tuple[int, ...], device: torch.device, work: Work = "forward") -> int:

@@ -111,7 +111,7 @@ class Driver:
         work: Work = "gradients" if self.attack.access == "gradient" else "scores"
         capacity = batch_rows(self.batch_size, shape, device, work)
         if work == "scores" and device.type == "cpu":  # there a batch goes forward in parts, of the size asked for at most
-            self.view.piece = min(capacity, auto_batch(shape, device) * 3 // 2)
+            self.view.piece = min(capacity, auto_batch(shape, device, "part"))
             capacity = max(capacity, auto_batch(shape, device, work))
         capacity = padded(max(1, capacity // self.width), self.unit)
         most = float(samples.eps.max())

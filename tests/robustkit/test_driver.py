@@ -24,6 +24,7 @@ from robustkit.data import load_data
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Result
 from robustkit.models import build, load_model
+from robustkit.numerics import PAD
 from robustkit.threats import L2, Linf, Threat
 
 BATCHES = (1, 7, 64, 256)
@@ -279,3 +280,21 @@ def test_the_first_batch_fits() -> None:
         for device in ("cpu", "cuda"):
             rows = [auto_batch(shape, torch.device(device), work) for work in get_args(Work)]
             assert min(rows) == rows[0] >= 16 and all(each % 16 == 0 for each in rows)
+
+
+@pytest.mark.parametrize("count", [330, 500])
+def test_parts_of_a_batch_are_multiples_too(count: int) -> None:
+    """Kernels choose other reductions for other sizes."""
+    sizes: list[int] = []
+
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return x.mean((2, 3))
+
+    x, threat = torch.rand(count, 3, 40, 40), "linf:0"
+    classifier = Classifier(Counting())
+    y = classifier(x).argmax(1)
+    sizes.clear()
+    Square(queries=3)(classifier, x, y, threat=threat)
+    assert [size for size in sizes if size % PAD] == [1], "nothing but the check of the shape"
