@@ -8,6 +8,7 @@ they stop one short); `published_windows=true` brings the latter back.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ class Square(Attack):
 
     def _move_bump(self, rows: Rows, best: Tensor, order: int, least: int) -> Tensor:
         """Another window of each row takes over the norm of a second one."""
-        between = proposal(self._schedule(odd=True), rows, least, 2, 1 + best.shape[1], square_bumps.EXCHANGES[order])
+        between = proposal(self._schedule(odd=True), rows, least, 2, 1 + best.shape[1], partial(square_bumps.exchange, order=order))
         return square_bumps.move(best, between, rows.eps, order)
 
     def _schedule(self, odd: bool) -> Schedule:

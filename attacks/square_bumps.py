@@ -9,7 +9,7 @@ several channels a bump is drawn for each as if it were the only one, and the pr
 
 from __future__ import annotations
 
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -76,9 +76,6 @@ def exchange(windows: tuple[Windows, ...], heads: Tensor, shape: torch.Size, ord
     bump = table[first.which + heads[:, 0] * len(first.sides.lengths)][:, None] * torch.where(heads[:, 1:], 1.0, -1.0)[:, :, None]
     mine = first.once()[:, None]
     return first.places(shape), second.places(shape), mine, mine * (1 - first.holds(second))[:, None], bump
-
-
-EXCHANGES = {order: partial(exchange, order=order) for order in ORDER.values()}
 
 
 def move(best: Tensor, between: tuple[Tensor, ...], eps: Tensor, order: int) -> Tensor:

@@ -47,15 +47,12 @@ class Schedule:
 
     def halvings(self, step: int) -> int:
         """How often the share has been halved before a step."""
-        return bisect_left(_HALVINGS, self._published(step))
+        return bisect_left(_HALVINGS, step * 10000 // self.queries if self.rescale else step)
 
     def steps_alike(self, step: int) -> int:
         """How many steps from this one on have windows of its size, at most _AT_ONCE."""
         now = self.halvings(step)
         return bisect_right(range(1, _AT_ONCE), now, key=lambda ahead: self.halvings(min(step + ahead, self.last))) + 1
-
-    def _published(self, step: int) -> int:
-        return step * 10000 // self.queries if self.rescale else step
 
 
 Make = Callable[[tuple[Windows, ...], Tensor, torch.Size], tuple[Tensor, ...]]
@@ -89,9 +86,10 @@ def proposal(schedule: Schedule, rows: Rows, least: int, windows: int, coins: in
 
 def _draw(schedule: Schedule, rows: Rows, least: int, windows: int, coins: int, make: Make) -> _Drawn:
     (count, channels, height, width), device = rows.x.shape, rows.steps.device
-    past = schedule.halvings(min(least, schedule.last))
+    now = min(least, schedule.last)
+    past = schedule.halvings(now)
     sides = Sides.of(_lengths(schedule, height, width)[past:], device)
-    steps = min(schedule.steps_alike(min(least, schedule.last)), max(1, _PIXELS // (count * sides.lengths[0] ** 2)))
+    steps = min(schedule.steps_alike(now), max(1, _PIXELS // (count * sides.lengths[0] ** 2)))
     numbers = 2 * windows + coins
     uniform = streams.uniform(streams.further(rows.key, rows.steps * numbers), (steps, numbers)).transpose(0, 1).reshape(-1, numbers)
     ahead = (rows.steps + torch.arange(steps, device=device)[:, None]).flatten()

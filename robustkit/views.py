@@ -68,8 +68,6 @@ class View:
         if self.keep == "best" or logits is None:
             return
         margin = self.goal.margin(logits, rows.y, rows.target)
-        if not margin.is_cuda and float(margin.max()) <= 0:
-            return
         fresh = (margin > 0) & ~book["done"]
         fresh = fresh if near is None else fresh & near
         if not fresh.is_cuda and not bool(fresh.any()):
