@@ -20,7 +20,7 @@ from robustkit.attacks.square_schedule import Schedule, proposal
 from robustkit.attacks.square_windows import Windows
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import overwrite, wide
+from robustkit.numerics import overwrite, renew, wide
 from robustkit.threats import Threat
 from robustkit.threats.norms import limits
 from robustkit.views import ScoreView
@@ -46,7 +46,7 @@ class Square(Attack):
     access = "score"
     threats = ("linf", "l2", "l1")
     paper = "Andriushchenko et al. 2020"
-    version = 6
+    version = 7
 
     def __post_init__(self) -> None:
         if self.queries < 2 or self.restarts < 1 or not 0 < self.share <= 1:
@@ -57,32 +57,33 @@ class Square(Attack):
         return self.queries - 1  # the Judge's confirmation is the last query
 
     def init(self, rows: Rows, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
-        flat = threat.name == "linf"
-        start = self._stripes(rows) if flat else self._bumps(rows, square_bumps.ORDER[threat.name])
-        start = threat.project(rows.x, start, rows.eps)
-        return {"p": start, "best": start, "loss": torch.full_like(rows.eps, -torch.inf, dtype=torch.float32)}
+        order = square_bumps.ORDER.get(threat.name)
+        start = threat.project(rows.x, self._stripes(rows) if order is None else self._bumps(rows, order), rows.eps)
+        state = {"p": start, "best": start, "loss": torch.full_like(rows.eps, -torch.inf, dtype=torch.float32)}
+        return state if order is None else state | {"spare": square_bumps.spare(start, rows.eps, order)}
 
     def step(self, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
         p = state["p"]
         loss = margin(view.scores(p), rows.y, rows.target)
         better = loss > state["loss"]
-        best = overwrite(better, p, state["best"])
+        state = state | {"best": overwrite(better, p, state["best"]), "loss": torch.where(better, loss, state["loss"])}
         if threat.name == "linf":
-            ahead = self._move_window(rows, best, view.least)
-        else:
-            inside = square_bumps.into_box if threat.name == "l1" and best.shape[1] == 1 else threat.project
-            ahead = inside(rows.x, self._move_bump(rows, best, square_bumps.ORDER[threat.name], view.least), rows.eps)
-        return state | {"p": ahead, "best": best, "loss": torch.where(better, loss, state["loss"])}
+            return state | {"p": self._move_window(rows, state["best"], view.least)}
+        order = square_bumps.ORDER[threat.name]
+        spare = renew(better, lambda p, eps: square_bumps.spare(p, eps, order), (p, rows.eps), state["spare"])
+        ahead = self._move_bump(rows, state["best"], spare, order, view.least)
+        ahead = threat.project(rows.x, ahead, rows.eps) if order == 1 and p.shape[1] > 1 else ahead
+        return state | {"p": ahead, "spare": spare}
 
     def _move_window(self, rows: Rows, best: Tensor, least: int) -> Tensor:
         """Another window of each row set to its limits, the lower or the upper ones: pushed beyond any, and cut off."""
         down, across = proposal(self._schedule(odd=False), rows, least, 1, best.shape[1], _pushes)
         return torch.addcmul(best, down, across).clamp_(*limits(rows.x, rows.eps))
 
-    def _move_bump(self, rows: Rows, best: Tensor, order: int, least: int) -> Tensor:
+    def _move_bump(self, rows: Rows, best: Tensor, spare: Tensor, order: int, least: int) -> Tensor:
         """Another window of each row takes over the norm of a second one."""
         between = proposal(self._schedule(odd=True), rows, least, 2, 1 + best.shape[1], partial(square_bumps.exchange, order=order))
-        return square_bumps.move(best, between, rows.eps, order)
+        return square_bumps.move(rows.x, best, between, spare, order)
 
     def _schedule(self, odd: bool) -> Schedule:
         return Schedule(self.share, self.queries, self.rescale, self.published_windows, odd)

@@ -1,10 +1,10 @@
 """Square attack's moves for l2 and l1: a window takes over the norm of another one, in the shape of a bump.
 
 l2: Andriushchenko et al. 2020, https://arxiv.org/abs/1912.00049. l1: Croce & Hein 2021,
-https://arxiv.org/abs/2103.01208, the same with sums of absolute values and steeper bumps; the start
-and every move are projected onto the ball and the box at once. A move of one channel already has norm
-eps, so that clipping it to the box is its projection, which spares the search for a threshold; with
-several channels a bump is drawn for each as if it were the only one, and the projection keeps the largest values.
+https://arxiv.org/abs/2103.01208, the same with sums of absolute values and steeper bumps. A move leaves
+the perturbation with the norm that it may have, so that no projection is needed but to clip the window to
+the box. In l1, though, every one of several channels gets a bump as if it were the only one, and the projection
+onto the ball and the box at once keeps the largest values.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from robustkit.attacks.square_windows import Windows
-from robustkit.numerics import float32_below, wide
-from robustkit.threats.norms import HALF_ULP, limits
+from robustkit.numerics import wide
+from robustkit.threats.norms import inner
 
 ORDER = {"l2": 2, "l1": 1}
 TILES = 5
@@ -58,7 +58,7 @@ def odd(side: Tensor, most: int) -> Tensor:
 
 
 def exchange(windows: tuple[Windows, ...], heads: Tensor, shape: torch.Size, order: int) -> tuple[Tensor, ...]:
-    """What `move` needs to know of two windows of one side a row, whatever the perturbation is.
+    """What a move needs to know of two windows of one side a row, whatever the perturbation is.
 
     Args:
         windows: the first, which gets a bump, and the second, which gives its norm.
@@ -68,58 +68,56 @@ def exchange(windows: tuple[Windows, ...], heads: Tensor, shape: torch.Size, ord
         order: 2 or 1.
 
     Returns:
-        (R,C,W^2) places of the first window's pixels and of the second's, (R,1,W^2) 1 for pixels of the first, else 0,
-        the same of the second without those of the first, and the signed bump.
+        (R,C,2,W^2) places of the first window's pixels and of the second's, (R,1,2,W^2) 1 for pixels that count, those of
+        the first and those that only the second has, else 0, and the signed bump (R,C,W^2).
     """
     first, second = windows
     table = _table(first.sides.lengths, order, heads.device)
     bump = table[first.which + heads[:, 0] * len(first.sides.lengths)][:, None] * torch.where(heads[:, 1:], 1.0, -1.0)[:, :, None]
-    mine = first.once()[:, None]
-    return first.places(shape), second.places(shape), mine, mine * (1 - first.holds(second))[:, None], bump
+    mine = first.once()
+    counted = torch.stack([mine, mine * (1 - first.holds(second))], 1)
+    return torch.stack([first.places(shape), second.places(shape)], 2), counted[:, None], bump
 
 
-def move(best: Tensor, between: tuple[Tensor, ...], eps: Tensor, order: int) -> Tensor:
-    """The norm of a second window, and what the budget leaves, goes into a bump in the first.
+def spare(p: Tensor, eps: Tensor, order: int) -> Tensor:
+    """(R,1) float32: by how much the norm^order of each channel of p (R,C,H,W) may grow until all of the budgets (R,) is spent,
+    but for what rounding needs; below 0 where p has grown beyond that."""
+    norm: Tensor = torch.linalg.vector_norm(p.flatten(1), ord=order, dim=1, dtype=torch.float64)
+    left = inner(eps, p.shape[1:].numel(), order).pow(order) - norm.pow(order)
+    return (left / p.shape[1]).to(p.dtype)[:, None]
 
-    Of norm eps in l2; in l1 it may be longer.
+
+def move(x: Tensor, best: Tensor, between: tuple[Tensor, ...], spare: Tensor, order: int) -> Tensor:
+    """The norm of a second window, and what the budget leaves, goes into a bump in the first, cut off at the box.
+
+    Within the budget; but in l1 a move of several channels gives each what it would have as the only one, and is cut off nowhere.
 
     Args:
+        x: (R,C,H,W) images.
         best: (R,C,H,W) the perturbation so far.
         between: what `exchange` says of the windows.
-        eps: (R,) float64 budgets.
+        spare: (R,1) what `spare` says of `best`.
+        order: 2 or 1.
     """
-    into, out, mine, other, bump = between
-    flat, shape = best.flatten(2), best.shape
-    old = flat.gather(2, into)
-    inside, outside = _norm(old * mine, order), _norm(flat.gather(2, out) * other, order)
-    both = inside**order + outside**order
-    new = bump + old / (inside + 1e-12)[:, :, None]
-    length = _norm(new * mine, order)
-    norm = _norm(flat.flatten(1), order)
-    spare = (eps.to(norm.dtype) ** order - norm**order).clamp(min=0) / shape[1]
-    grown = (spare[:, None] + both) ** (1 / order) / (length + 1e-12)
-    scale = torch.ones_like(norm)
-    if order == 1:
-        grown = grown * shape[1]
-    else:
-        after = (norm.square() - both.sum(1)).clamp(min=0) + (grown * length).square().sum(1)
-        scale = eps.to(norm.dtype) / (after.sqrt() + 1e-12)
-    moved = flat * scale[:, None, None]
-    moved.scatter_(2, out, torch.zeros_like(bump))  # a single 0 takes several times as long
-    return moved.scatter_(2, into, new * (grown * scale[:, None])[:, :, None]).view(shape)
+    places, counted, bump = between
+    flat, channels = best.flatten(2), best.shape[1]
+    held = flat.gather(2, places.flatten(2)).view(places.shape)
+    given = _norm(held * counted, order)
+    new = bump + held[:, :, 0] / (given[:, :, :1] + 1e-12)
+    whole = (spare + given.pow(order).sum(2)).clamp(min=0).pow(1 / order)
+    own = channels if order == 1 else 1
+    new = new * (own * whole / (_norm(new * counted[:, :, 0], order) + 1e-12))[:, :, None]
+    into, out = places.unbind(2)
+    if own == 1:
+        there = x.flatten(2).gather(2, into)
+        new = torch.clamp(new, -there, 1 - there)
+    moved = flat.scatter(2, out, torch.zeros_like(bump))  # a single 0 takes several times as long
+    return moved.scatter_(2, into, new).view(best.shape)
 
 
 def to_norm(p: Tensor, eps: Tensor, order: int) -> Tensor:
     """Scaled to norm eps."""
     return p * wide(eps.to(p.dtype) / (_norm(p.flatten(1), order) + 1e-12), p)
-
-
-def into_box(x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
-    """An l1 perturbation of one channel and norm eps clipped to the box and rounded inward."""
-    p = p.clamp(*limits(x))
-    inner = (eps * (1 - 1e-6) - p[0].numel() * HALF_ULP).clamp(min=0)
-    scale = (inner / p.flatten(1).abs().sum(1, dtype=torch.float64).clamp(min=1e-30)).clamp(max=1)
-    return p * wide(float32_below(scale), p)
 
 
 def _norm(values: Tensor, order: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
@@ -68,10 +68,15 @@ def choose(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
 
 def overwrite(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """As `choose(rows, new, old)`; on the CPU `old` is written into, which costs the less the fewer rows are marked."""
+    return renew(rows, lambda values: values, (new,), old)
+
+
+def renew(rows: Tensor, make: Callable[..., Tensor], of: tuple[Tensor, ...], old: Tensor) -> Tensor:
+    """As `choose(rows, make(*of), old)` for what `make` makes row by row; on the CPU of the marked rows only, written into `old`."""
     if old.is_cuda:
-        return choose(rows, new, old)
+        return choose(rows, make(*of), old)
     at = rows.nonzero()[:, 0]
-    return old.index_copy_(0, at, new.index_select(0, at))
+    return old.index_copy_(0, at, make(*(values.index_select(0, at) for values in of)))
 
 
 @lru_cache(maxsize=256)

@@ -25,11 +25,16 @@ def reach(eps: Tensor, like: Tensor) -> Tensor:
     return wide(float32_below((eps - HALF_ULP).clamp(min=0)), like)
 
 
+def inner(eps: Tensor, values: int, order: int) -> Tensor:
+    """(R,) l2 or l1 budgets less what rounding may add: the most that the norm of p, of so many values, may be."""
+    return (eps * (1 - 1e-6) - math.pow(values, 1 / order) * HALF_ULP).clamp(min=0)
+
+
 def shortened(p: Tensor, eps: Tensor) -> Tensor:
     """p (R,...) scaled into the l2 ball of (R,) eps, far enough that rounding x + p stays inside."""
     norm = torch.linalg.vector_norm(p.flatten(1), dim=1, dtype=torch.float64)
-    inner = (eps * (1 - 1e-6) - math.sqrt(p[0].numel()) * HALF_ULP).clamp(min=0)
-    scale = torch.where(norm > inner, inner * (1 - 2e-7) / norm.clamp(min=1e-30), 1.0)
+    most = inner(eps, p[0].numel(), 2)
+    scale = torch.where(norm > most, most * (1 - 2e-7) / norm.clamp(min=1e-30), 1.0)
     return p * wide(float32_below(scale), p)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustkit import streams
 from robustkit.numerics import float32_below, wide
-from robustkit.threats.norms import HALF_ULP, NormThreat, limits
+from robustkit.threats.norms import NormThreat, inner, limits
 
 _BISECTIONS = 40
 
@@ -32,17 +32,17 @@ class L1(NormThreat):
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
         room = torch.where(p > 0, 1 - x, x).flatten(1)
         length = p.abs().flatten(1)
-        inner = (eps * (1 - 1e-6) - length.shape[1] * HALF_ULP).clamp(min=0)
+        most = inner(eps, length.shape[1], 1)
         total = torch.minimum(length, room).sum(1, dtype=torch.float64)
-        low, high = torch.zeros_like(inner), length.amax(1).double()
+        low, high = torch.zeros_like(most), length.amax(1).double()
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             kept = torch.minimum((length - middle[:, None].to(length.dtype)).clamp(min=0), room).sum(1, dtype=torch.float64)
-            over = kept > inner
+            over = kept > most
             low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-        cut = torch.where(total > inner, high, 0.0)[:, None].to(length.dtype)
+        cut = torch.where(total > most, high, 0.0)[:, None].to(length.dtype)
         shrunk = torch.minimum((length - cut).clamp(min=0), room)
-        scale = (inner / shrunk.sum(1, dtype=torch.float64).clamp(min=1e-30)).clamp(max=1)
+        scale = (most / shrunk.sum(1, dtype=torch.float64).clamp(min=1e-30)).clamp(max=1)
         return (p.sign().flatten(1) * shrunk * float32_below(scale)[:, None]).view_as(p)
 
     def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:

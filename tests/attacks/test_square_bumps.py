@@ -11,7 +11,7 @@ from robustkit.attacks.square_windows import Sides, Windows
 from robustkit.threats import load_threat
 
 EPS = torch.full((3,), 4.0, dtype=torch.float64)
-
+IMAGES = {channels: torch.rand(3, channels, 14, 14, generator=torch.Generator().manual_seed(1)).round(decimals=1) for channels in (1, 3)}
 
 SIDES = torch.tensor([5, 5, 3])
 
@@ -34,18 +34,15 @@ def masks() -> tuple[Tensor, Tensor]:
 
 def moved(channels: int, order: int) -> tuple[Tensor, Tensor]:
     """A perturbation of norm eps before and after one move."""
-    best = torch.randn(3, channels, 14, 14, generator=torch.Generator().manual_seed(0))
-    best = square_bumps.to_norm(best, EPS, order)
+    x, best = IMAGES[channels], torch.randn(3, channels, 14, 14, generator=torch.Generator().manual_seed(0))
+    best = square_bumps.to_norm(best.clamp(-x, 1 - x), EPS, order)  # shorter than it was, so still in the box
     heads = torch.tensor([[False] + channels * [True], [True] + channels * [True], [False] + channels * [True]])
     between = square_bumps.exchange(windows(), heads, best.shape, order)
-    return best, square_bumps.move(best, between, EPS, order)
+    return best, square_bumps.move(x, best, between, square_bumps.spare(best, EPS, order), order)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("order", [1, 2])
-def test_a_move_is_the_one_of_whole_images(channels: int, order: int) -> None:
-    """The same with masks over whole images, bump by bump."""
-    best, after = moved(channels, order)
+def uncut(best: Tensor, order: int) -> Tensor:
+    """What a move makes of `best` before it is cut off at the box, with masks over whole images, bump by bump."""
     first, second = masks()
     bump = torch.zeros_like(best)
     for row, side in enumerate(SIDES.tolist()):
@@ -56,12 +53,19 @@ def test_a_move_is_the_one_of_whole_images(channels: int, order: int) -> None:
         return torch.linalg.vector_norm(values.flatten(2), order, dim=2)[:, :, None, None]
 
     both = norm(best * torch.maximum(first, second))
-    new = (bump + best * first / norm(best * first)) * first
-    spare = (EPS.float() ** order - best.flatten(1).abs().pow(order).sum(1)).clamp(min=0).view(3, 1, 1, 1) / channels
-    expected = new * (spare + both**order) ** (1 / order) / norm(new) * (channels if order == 1 else 1)
-    expected = expected + best * (1 - first) * (1 - second)
-    expected = square_bumps.to_norm(expected, EPS, order) if order == 2 else expected
-    torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-4)
+    new = (bump + best * first / (norm(best * first) + 1e-12)) * first
+    spare = (EPS.float() ** order - best.flatten(1).abs().pow(order).sum(1)).clamp(min=0).view(3, 1, 1, 1) / best.shape[1]
+    grown = new * (spare + both**order) ** (1 / order) / norm(new) * (best.shape[1] if order == 1 else 1)
+    return grown + best * (1 - first) * (1 - second)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_move_is_the_one_of_whole_images(channels: int, order: int) -> None:
+    best, after = moved(channels, order)
+    expected, x = uncut(best, order), IMAGES[channels]
+    cut = order == 2 or channels == 1
+    torch.testing.assert_close(after, expected.clamp(-x, 1 - x) if cut else expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("order", "power"), [(2, 2), (1, 4)])
@@ -95,21 +99,47 @@ def test_the_start_is_25_bumps_of_norm_one(order: int) -> None:
 def test_a_move_carries_the_norm_of_one_window_to_the_other(channels: int, order: int) -> None:
     best, after = moved(channels, order)
     first, second = masks()
-    outside = (1 - first) * (1 - second)
     assert not bool((after * second * (1 - first)).any()), "the second window is emptied"
-    norm = torch.linalg.vector_norm(after.flatten(1), order, dim=1)
-    if order == 2 or channels == 1:
-        torch.testing.assert_close(norm.double(), EPS, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(after * outside, best * outside)
-    else:
-        inside = (best * torch.maximum(first, second)).abs().sum((2, 3))
-        torch.testing.assert_close((after * first).abs().sum((2, 3)), 3 * inside)  # each channel as if it were the only one
-        assert bool((norm > EPS).all())
+    assert torch.equal(after * (1 - first) * (1 - second), best * (1 - first) * (1 - second))
+    if order == 1 and channels == 3:
+        expected = 3 * (best * torch.maximum(first, second)).abs().sum((2, 3))
+        torch.testing.assert_close(
+            (after * first).abs().sum((2, 3)), expected, atol=3e-5, rtol=1e-6
+        )  # each channel as if it were the only one
+        return
+    whole = torch.linalg.vector_norm(uncut(best, order).flatten(1), order, dim=1).double()
+    torch.testing.assert_close(whole, EPS, atol=1e-5, rtol=1e-5)
+    assert bool(load_threat(f"l{order}:4").contains(IMAGES[channels], after).all())
 
 
-def test_clipping_to_the_box_is_the_projection_of_a_move_of_one_channel() -> None:
-    _, after = moved(1, 1)
-    x = torch.rand(3, 1, 14, 14, generator=torch.Generator().manual_seed(1)).round(decimals=1)
-    clipped, projected = square_bumps.into_box(x, after, EPS), load_threat("l1:4").project(x, after, EPS)
-    torch.testing.assert_close(clipped, projected, atol=2e-5, rtol=1e-4)
-    assert bool(load_threat("l1:4").contains(x, clipped).all())
+@pytest.mark.parametrize("order", [1, 2])
+def test_cutting_off_at_the_box_is_the_projection_of_a_move(order: int) -> None:
+    best, after = moved(1, order)
+    projected = load_threat(f"l{order}:4").project(IMAGES[1], uncut(best, order), EPS)
+    torch.testing.assert_close(after, projected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_thousand_moves_stay_within_the_budget_and_use_it(order: int) -> None:
+    """Rounding does not add up, and what the box takes is given out again."""
+    threat, eps, sides = load_threat(f"l{order}:1"), EPS / 4, Sides.of((7, 5, 3), torch.device("cpu"))
+    p, draws = threat.project(IMAGES[1], moved(1, order)[1], eps), torch.Generator().manual_seed(2)
+    for _ in range(1000):
+        places = [torch.randint(0, 10, (3, 2), generator=draws) for _ in range(2)]
+        heads = torch.rand(3, 2, generator=draws) < 0.5
+        held = tuple(Windows(sides, torch.tensor([1, 1, 2]), corner) for corner in places)
+        between = square_bumps.exchange(held, heads, p.shape, order)
+        p = square_bumps.move(IMAGES[1], p, between, square_bumps.spare(p, eps, order), order)
+        assert bool(threat.contains(IMAGES[1], p).all())
+    assert bool((torch.linalg.vector_norm(p.flatten(1), order, dim=1) > 0.9 * eps).all())
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_what_is_spare_is_what_lacks_of_the_budget(order: int) -> None:
+    p = torch.zeros(2, 3, 14, 14)
+    p[1, 0, 0, 0] = 5.0
+    eps = torch.tensor([4.0, 4.0], dtype=torch.float64)
+    spare = square_bumps.spare(p, eps, order)
+    assert float(spare[0]) == pytest.approx(4.0**order / 3, rel=1e-4)
+    assert float(spare[0]) < 4.0**order / 3, "rounding has its room"
+    assert float(spare[1]) == pytest.approx((4.0**order - 5.0**order) / 3, rel=1e-4)
