@@ -29,7 +29,7 @@ from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import choose
 from robustkit.spec import Spec
 from robustkit.threats import Threat
-from robustkit.threats.norms import limits
+from robustkit.threats.norms import limits, shortened
 from robustkit.views import ScoreView
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class NES(Attack):
     access = "score"
     threats = ("linf", "l2")
     paper = "Ilyas et al. 2018"
-    version = 2
+    version = 3
 
     def __post_init__(self) -> None:
         if self.mode not in _QUERIES:
@@ -151,16 +151,15 @@ class NES(Attack):
         loss = torch.where(aimed[:, None], odds, -odds)  # to be lowered
         state = self.follow(state, estimate(loss, noise), loss.mean(1))
         moved = threat.step(p, -state["mean"], state["rate"] * rows.eps)
-        return state | {"p": self.inside(rows, moved[:, None], threat)[:, 0]}
+        return state | {"p": threat.project(rows.x, moved, rows.eps)}
 
     def inside(self, rows: Rows, points: Tensor, threat: Threat) -> Tensor:
-        """Points (R,S,...) moved to the nearest within the budget; the tensor may be reused."""
+        """Points (R,S,...) moved into the budget; the tensor may be reused."""
         if threat.name == "linf":  # the ball and the box are one box, the same in every step
             low, high = limits(rows.x, rows.eps)
             return points.clamp_(low[:, None], high[:, None])
-        count = points.shape[1]
-        x = rows.x[:, None].expand_as(points).flatten(0, 1)
-        return threat.project(x, points.flatten(0, 1), rows.eps.repeat_interleave(count)).view_as(points)
+        # images are cut off at the box in any case, which only brings them nearer
+        return shortened(points.flatten(0, 1), rows.eps.repeat_interleave(points.shape[1])).view_as(points)
 
     def fresh(self, rows: Rows) -> State:
         """Memory of the estimates: their running mean, the step's share of eps, the last losses and how many they are."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustkit.attacks.square_windows import Windows
 from robustkit.numerics import wide
-from robustkit.threats.norms import inner
+from robustkit.threats.norms import inner, norm64
 
 ORDER = {"l2": 2, "l1": 1}
 TILES = 5
@@ -82,8 +82,7 @@ def exchange(windows: tuple[Windows, ...], heads: Tensor, shape: torch.Size, ord
 def spare(p: Tensor, eps: Tensor, order: int) -> Tensor:
     """(R,1) float32: by how much the norm^order of each channel of p (R,C,H,W) may grow until all of the budgets (R,) is spent,
     but for what rounding needs; below 0 where p has grown beyond that."""
-    norm: Tensor = torch.linalg.vector_norm(p.flatten(1), ord=order, dim=1, dtype=torch.float64)
-    left = inner(eps, p.shape[1:].numel(), order).pow(order) - norm.pow(order)
+    left = inner(eps, p.shape[1:].numel(), order).pow(order) - norm64(p, order).pow(order)
     return (left / p.shape[1]).to(p.dtype)[:, None]
 
 

@@ -30,10 +30,16 @@ def inner(eps: Tensor, values: int, order: int) -> Tensor:
     return (eps * (1 - 1e-6) - math.pow(values, 1 / order) * HALF_ULP).clamp(min=0)
 
 
+def norm64(p: Tensor, order: int = 2) -> Tensor:
+    """(R,) float64 l2 or l1 norms of p (R,...), summed up in float32 along the last dimension only: as good, and much faster."""
+    lines = torch.linalg.vector_norm(p, ord=order, dim=-1).flatten(1)
+    found: Tensor = torch.linalg.vector_norm(lines, ord=order, dim=1, dtype=torch.float64)
+    return found
+
+
 def shortened(p: Tensor, eps: Tensor) -> Tensor:
     """p (R,...) scaled into the l2 ball of (R,) eps, far enough that rounding x + p stays inside."""
-    norm = torch.linalg.vector_norm(p.flatten(1), dim=1, dtype=torch.float64)
-    most = inner(eps, p[0].numel(), 2)
+    norm, most = norm64(p), inner(eps, p.shape[1:].numel(), 2)
     scale = torch.where(norm > most, most * (1 - 2e-7) / norm.clamp(min=1e-30), 1.0)
     return p * wide(float32_below(scale), p)
 
