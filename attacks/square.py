@@ -70,9 +70,10 @@ class Square(Attack):
         if threat.name == "linf":
             return state | {"p": self._move_window(rows, state["best"], view.least)}
         order = square_bumps.ORDER[threat.name]
-        spare = renew(better, lambda p, eps: square_bumps.spare(p, eps, order), (p, rows.eps), state["spare"])
+        spare = renew(better, partial(square_bumps.spare, order=order), (p, rows.eps), state["spare"])
         ahead = self._move_bump(rows, state["best"], spare, order, view.least)
-        ahead = threat.project(rows.x, ahead, rows.eps) if order == 1 and p.shape[1] > 1 else ahead
+        if square_bumps.oversteps(p.shape[1], order):
+            ahead = threat.project(rows.x, ahead, rows.eps)
         return state | {"p": ahead, "spare": spare}
 
     def _move_window(self, rows: Rows, best: Tensor, least: int) -> Tensor:

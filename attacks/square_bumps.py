@@ -86,16 +86,21 @@ def spare(p: Tensor, eps: Tensor, order: int) -> Tensor:
     return (left / p.shape[1]).to(p.dtype)[:, None]
 
 
-def move(x: Tensor, best: Tensor, between: tuple[Tensor, ...], spare: Tensor, order: int) -> Tensor:
-    """The norm of a second window, and what the budget leaves, goes into a bump in the first, cut off at the box.
+def oversteps(channels: int, order: int) -> bool:
+    """Whether a move may leave the ball and the box: in l1 it gives each of several channels what it would have as the only one."""
+    return order == 1 and channels > 1
 
-    Within the budget; but in l1 a move of several channels gives each what it would have as the only one, and is cut off nowhere.
+
+def move(x: Tensor, best: Tensor, between: tuple[Tensor, ...], left: Tensor, order: int) -> Tensor:
+    """The norm of a second window, and what the budget leaves, goes into a bump in the first.
+
+    Cut off at the box and within the budget, unless it `oversteps` them.
 
     Args:
         x: (R,C,H,W) images.
         best: (R,C,H,W) the perturbation so far.
         between: what `exchange` says of the windows.
-        spare: (R,1) what `spare` says of `best`.
+        left: (R,1) what `spare` says of `best`.
         order: 2 or 1.
     """
     places, counted, bump = between
@@ -103,11 +108,11 @@ def move(x: Tensor, best: Tensor, between: tuple[Tensor, ...], spare: Tensor, or
     held = flat.gather(2, places.flatten(2)).view(places.shape)
     given = _norm(held * counted, order)
     new = bump + held[:, :, 0] / (given[:, :, :1] + 1e-12)
-    whole = (spare + given.pow(order).sum(2)).clamp(min=0).pow(1 / order)
-    own = channels if order == 1 else 1
-    new = new * (own * whole / (_norm(new * counted[:, :, 0], order) + 1e-12))[:, :, None]
+    whole = (left + given.pow(order).sum(2)).clamp(min=0).pow(1 / order)
+    over = oversteps(channels, order)
+    new = new * ((channels if over else 1) * whole / (_norm(new * counted[:, :, 0], order) + 1e-12))[:, :, None]
     into, out = places.unbind(2)
-    if own == 1:
+    if not over:
         there = x.flatten(2).gather(2, into)
         new = torch.clamp(new, -there, 1 - there)
     moved = flat.scatter(2, out, torch.zeros_like(bump))  # a single 0 takes several times as long
