@@ -29,7 +29,7 @@ from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import choose
 from robustkit.spec import Spec
 from robustkit.threats import Threat
-from robustkit.threats.norms import limits, shortened
+from robustkit.threats.norms import limits, shorten_
 from robustkit.views import ScoreView
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class NES(Attack):
             low, high = limits(rows.x, rows.eps)
             return points.clamp_(low[:, None], high[:, None])
         # images are cut off at the box in any case, which only brings them nearer
-        return shortened(points.flatten(0, 1), rows.eps.repeat_interleave(points.shape[1])).view_as(points)
+        return shorten_(points.flatten(0, 1), rows.eps.repeat_interleave(points.shape[1])).view_as(points)
 
     def fresh(self, rows: Rows) -> State:
         """Memory of the estimates: their running mean, the step's share of eps, the last losses and how many they are."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustkit.attacks.square_windows import Windows
 from robustkit.numerics import wide
-from robustkit.threats.norms import inner, norm64
+from robustkit.threats.norms import inner, last_norm, norm64
 
 ORDER = {"l2": 2, "l1": 1}
 TILES = 5
@@ -106,11 +106,11 @@ def move(x: Tensor, best: Tensor, between: tuple[Tensor, ...], left: Tensor, ord
     places, counted, bump = between
     flat, channels = best.flatten(2), best.shape[1]
     held = flat.gather(2, places.flatten(2)).view(places.shape)
-    given = _norm(held * counted, order)
+    given = last_norm(held * counted, order)
     new = bump + held[:, :, 0] / (given[:, :, :1] + 1e-12)
     whole = (left + given.pow(order).sum(2)).clamp(min=0).pow(1 / order)
     over = oversteps(channels, order)
-    new = new * ((channels if over else 1) * whole / (_norm(new * counted[:, :, 0], order) + 1e-12))[:, :, None]
+    new = new * ((channels if over else 1) * whole / (last_norm(new * counted[:, :, 0], order) + 1e-12))[:, :, None]
     into, out = places.unbind(2)
     if not over:
         there = x.flatten(2).gather(2, into)
@@ -121,12 +121,7 @@ def move(x: Tensor, best: Tensor, between: tuple[Tensor, ...], left: Tensor, ord
 
 def to_norm(p: Tensor, eps: Tensor, order: int) -> Tensor:
     """Scaled to norm eps."""
-    return p * wide(eps.to(p.dtype) / (_norm(p.flatten(1), order) + 1e-12), p)
-
-
-def _norm(values: Tensor, order: int) -> Tensor:
-    found: Tensor = torch.linalg.vector_norm(values, ord=order, dim=-1)
-    return found
+    return p * wide(eps.to(p.dtype) / (last_norm(p.flatten(1), order) + 1e-12), p)
 
 
 def _pyramid(height: int, width: int, order: int) -> Tensor:
@@ -137,7 +132,7 @@ def _pyramid(height: int, width: int, order: int) -> Tensor:
     for ring in range(max(top, left) + 1):
         found[max(low_i, 0) : min(high_i, height), max(low_j, 0) : min(high_j, width)] += 1.0 / (ring + 1) ** _FALL[order]
         low_i, low_j, high_i, high_j = low_i - 1, low_j - 1, high_i + 1, high_j + 1
-    return found / _norm(found.flatten(), order)
+    return found / last_norm(found.flatten(), order)
 
 
 @cache
@@ -147,7 +142,7 @@ def _bump(side: int, order: int) -> Tensor:
     half = side // 2
     found[:half] = _pyramid(half, side, order) if half else found[:half]
     found[half:] = -_pyramid(side - half, side, order)
-    return found / _norm(found.flatten(), order)
+    return found / last_norm(found.flatten(), order)
 
 
 @lru_cache(maxsize=256)

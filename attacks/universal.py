@@ -30,7 +30,7 @@ from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import choose, pad_rows, padded, wide
 from robustkit.threats import Threat
 from robustkit.threats.base import input_gradient
-from robustkit.threats.norms import reach, shortened
+from robustkit.threats.norms import reach, shorten_
 from robustkit.views import GradientView
 
 Fit = Callable[[float], Tensor]
@@ -133,7 +133,7 @@ def within_norm(p: Tensor, eps: Tensor, norm: str) -> Tensor:
     if norm == "linf":
         inner = reach(eps, p)
         return torch.minimum(torch.maximum(p, -inner), inner)
-    return shortened(p, eps)
+    return shorten_(p.clone(), eps)
 
 
 def _rungs(eps: Tensor, full: float) -> Tensor:
