@@ -11,9 +11,10 @@ Deliberate deviations: on a flat boundary a sideways step of share s of the dist
 share s^2/2 ahead, so one length is kept instead of two; it follows every answer, balanced where one
 step in six is taken, and no query is spent on the sideways step alone. The nearest image of the target
 class (or, where noise is not misclassified, of any other class) in the pool is where a walk begins.
-Low-frequency noise is made orthogonal to the way home as well, which the published code does wrong and
-then leaves out. For l_inf, sideways steps are not orthogonal to anything: the ball cuts off what is too
-far.
+Low-frequency noise is made orthogonal to the way home, which the published code does wrong and then
+leaves out. Noise of all frequencies is so nearly, and where it is not, a trial is pulled back to its
+distance in any case. For l_inf, sideways steps are not orthogonal to anything: the ball cuts off what
+is too far.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import choose, overwrite, wide
 from robustkit.spec import Spec
 from robustkit.threats import Threat
+from robustkit.threats.norms import norm64
 from robustkit.views import View
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ class Boundary(Attack):
     access = "decision"
     threats = ("l2", "linf")
     paper = "Brendel et al. 2018"
-    version = 2
+    version = 3
     bounded = False
     minimum_norm = True
 
@@ -168,14 +170,14 @@ class Boundary(Attack):
         return order, order.gather(1, (rows.steps % alive)[:, None])[:, 0]
 
     def _sideways(self, rows: Rows, p: Tensor, size: Tensor, side: Tensor, walk: Tensor, plain: Tensor, threat: Threat) -> Tensor:
-        """(R,...) p and noise of a share `side` of its size, for l2 orthogonal to p; l_inf takes the length per value."""
+        """(R,...) p and noise of a share `side` of its size; l_inf takes the length per value."""
         noise = self._noise(at_step(rows.key, rows.steps), walk, plain, tuple(p.shape[1:]))
-        if threat.name == "l2":
+        if threat.name == "l2" and self.sampler.name != "gaussian":
             share = (noise * p).flatten(1).sum(1) / size.square().clamp(min=1e-30).to(p.dtype)
-            noise = torch.addcmul(noise, p, -wide(share, p))
+            noise = torch.addcmul(noise, p, -wide(share, p), out=noise)
         norm = torch.linalg.vector_norm(noise.flatten(1), dim=1).clamp(min=1e-12)
         scale = 1.0 if threat.name == "l2" else p[0].numel() ** 0.5
-        return torch.addcmul(p, noise, wide((size * side).to(p.dtype) * scale / norm, p))
+        return torch.addcmul(p, noise, wide((size * side).to(p.dtype) * scale / norm, p), out=noise)
 
     def _noise(self, keys: Tensor, walk: Tensor, plain: Tensor, shape: tuple[int, ...]) -> Tensor:
         everything = normal(keys, 1, shape)[:, 0]
@@ -202,11 +204,7 @@ def _sides(shape: tuple[int, ...], device: str) -> Tensor:
 
 def _length(p: Tensor, threat: Threat) -> Tensor:
     """(R,) float64 size of p inside the box, but for what rounding the image adds: the Judge measures witnesses, this is quicker."""
-    flat = p.flatten(1)
-    if threat.name == "linf":
-        return flat.abs().amax(1).double()
-    found: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
-    return found
+    return p.flatten(1).abs().amax(1).double() if threat.name == "linf" else norm64(p)
 
 
 def _adversarial(rows: Rows, classes: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class View:
         """Count a forward and keep p where it is the row's first adversarial point (of the rows that are `near`)."""
         book, rows = self.book, self.rows
         book["queries"] = book["queries"] + ~book["done"]
-        if self.keep == "best" or logits is None:
+        if self.keep == "best" or logits is None or (near is not None and not near.is_cuda and not bool(near.any())):
             return
         margin = self.goal.margin(logits, rows.y, rows.target)
         fresh = (margin > 0) & ~book["done"]
