@@ -19,14 +19,14 @@ _SHARED: dict[str, dict[Work, float]] = {
     "cuda": {"forward": 1, "part": 1, "gradients": 1, "scores": 4},
 }
 """By how much they may be more, by device: rows share the cost of every operation of an attack. On the CPU those without
-gradients go forward in parts that caches hold."""
+gradients go forward in parts that caches hold; every thread has its own, so there the part is a thread's."""
 
 
 def auto_batch(shape: tuple[int, ...], device: torch.device, work: Work = "forward") -> int:
     """Rows per batch to start with, for images (C,H,W): what caches (CPU) or memory (GPU) hold comfortably."""
     gpu, size = device.type == "cuda", max(1, int(torch.Size(shape).numel()))
     most, total = (4096, 1 << 24) if gpu else (192, 600_000)
-    shared = _SHARED["cuda" if gpu else "cpu"][work]
+    shared = _SHARED["cuda" if gpu else "cpu"][work] * (torch.get_num_threads() if work == "part" and not gpu else 1)
     return max(PAD, int(min(shared * most, (1 if gpu else shared) * total / size)) // PAD * PAD)
 
 
