@@ -50,8 +50,8 @@ BUSY = (
     ("nes:queries=1200,sampler=(low-frequency:1/4)", "linf"),
     ("square:100", "linf"),
     ("nes:queries=1200", "l2"),
-    ("square:400", "l2"),
-    ("boundary:400", "l2"),
+    ("square:1000", "l2"),
+    ("boundary:1000", "l2"),
 )
 """Attacks whose throughput is measured, and in which norm."""
 
