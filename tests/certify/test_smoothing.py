@@ -173,9 +173,9 @@ def test_the_engine_keeps_statistical_certificates_apart(tmp_path: Path) -> None
 
 def test_no_attack_contradicts_more_certificates_than_alpha_allows(tmp_path: Path) -> None:
     options: dict[str, Any] = {"attacks": ["pgd:steps=10"], "certifiers": ["smoothing:n=1000"], "report": False}
-    run = rk.evaluate("smooth:(zoo:digits-standard),sigma=0.25,votes=200", "digits:n=30", "l2:0.5", out=tmp_path / "run", **options)
+    run = rk.evaluate("smooth:(zoo:digits-standard),sigma=0.25,votes=200", "digits:n=30", "l2:1", out=tmp_path / "run", **options)
     held = np.load(run.folder / "samples.npz")
-    assert int((held["upper"] <= 0.5).sum()) > 3, "the attack breaks some"
+    assert int((held["upper"] <= 1).sum()) > 10, "the attack breaks many"
     assert int((held["lower_statistical"] >= held["upper"]).sum()) == 0
 
 
