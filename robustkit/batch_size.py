@@ -14,12 +14,12 @@ Work = Literal["forward", "part", "gradients", "scores"]
 """What rows are together for: one pass through a model; one part of a larger batch, all parts of one size; an attack with
 gradients; an attack without."""
 
-_SHARED: dict[str, dict[Work, float]] = {
-    "cpu": {"forward": 1, "part": 1.5, "gradients": 2, "scores": 8},
+_SHARED: dict[str, dict[Work, int]] = {
+    "cpu": {"forward": 1, "part": 1, "gradients": 2, "scores": 8},
     "cuda": {"forward": 1, "part": 1, "gradients": 1, "scores": 4},
 }
 """By how much they may be more, by device: rows share the cost of every operation of an attack. On the CPU those without
-gradients go forward in parts that caches hold; every thread has its own, so there the part is a thread's."""
+gradients go forward in parts that caches hold, of which every thread has its own."""
 
 
 def auto_batch(shape: tuple[int, ...], device: torch.device, work: Work = "forward") -> int:
@@ -27,7 +27,7 @@ def auto_batch(shape: tuple[int, ...], device: torch.device, work: Work = "forwa
     gpu, size = device.type == "cuda", max(1, int(torch.Size(shape).numel()))
     most, total = (4096, 1 << 24) if gpu else (192, 600_000)
     shared = _SHARED["cuda" if gpu else "cpu"][work] * (torch.get_num_threads() if work == "part" and not gpu else 1)
-    return max(PAD, int(min(shared * most, (1 if gpu else shared) * total / size)) // PAD * PAD)
+    return max(PAD, min(shared * most, (1 if gpu else shared) * total // size) // PAD * PAD)
 
 
 def batch_rows(asked: BatchSize, shape: tuple[int, ...], device: torch.device, work: Work = "forward") -> int:
