@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from robustkit import Classifier, registry
 from robustkit.attacks import APGD, PGD
-from robustkit.blocks import make_driver
 from robustkit.certifying import largest_radius
 from robustkit.goals import Goal
 from robustkit.judge import Judge
 from robustkit.methods import Attack, Certifier
 from robustkit.samples import Outcome, Samples
+from robustkit.sharing import make_driver
 from robustkit.tables import listing
 from robustkit.threats import Threat, load_threat
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from robustkit.batch_size import BatchSize, batch_rows, check_batch
-from robustkit.blocks import make_driver
 from robustkit.classifier import Classifier, as_classifier, pick_device
 from robustkit.data import Data, as_data, check_images
 from robustkit.driver import Stop
@@ -18,6 +17,7 @@ from robustkit.judge import Judge
 from robustkit.methods import Attack, Result
 from robustkit.numerics import float_below
 from robustkit.samples import Outcome, Samples
+from robustkit.sharing import Processes, Sharing, make_driver
 from robustkit.threats import Threat, load_threat
 
 
@@ -33,11 +33,13 @@ def attack_images(
     goal: str = "untargeted",
     stop: Stop = "first",
     batch_size: BatchSize = "auto",
+    processes: Processes = "auto",
     device: str | torch.device = "auto",
     pool: Data | tuple[Tensor, Tensor] | None = None,
 ) -> Result:
     """Run one attack on images held in memory; see Attack.__call__."""
     check_batch(batch_size)
+    sharing = Sharing.asked(processes)
     if stop not in get_args(Stop):
         raise unknown("stop", str(stop), get_args(Stop))
     x, labels = check_images(x, y)
@@ -61,7 +63,8 @@ def attack_images(
     def others() -> Data:
         return pool if isinstance(pool, Data) else as_data(*(pool or (x, labels)))
 
-    make_driver(attack, judge, seed=seed, stop=stop, batch_size=batch_size, pool=others).run(samples, found.append)
+    options = {"seed": seed, "stop": stop, "batch_size": batch_size, "pool": others}
+    make_driver(attack, judge, sharing=sharing, **options).run(samples, found.append)
 
     adversarial, size = x.clone(), torch.where(correct, torch.inf, 0.0).double()
     success = torch.zeros(count, dtype=torch.bool)

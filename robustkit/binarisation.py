@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from robustkit import streams
 from robustkit.batch_size import auto_batch
-from robustkit.blocks import make_driver
 from robustkit.classifier import Classifier, frozen_copy
 from robustkit.comparisons import outermost
 from robustkit.errors import BadInput
@@ -38,6 +37,7 @@ from robustkit.methods import Attack
 from robustkit.numerics import choose, exact_mode
 from robustkit.probing import Finding, Probe, Verdict, finding
 from robustkit.samples import Outcome, Samples
+from robustkit.sharing import ALONE, make_driver
 from robustkit.threats import Threat
 
 INNER = 999
@@ -174,7 +174,7 @@ class Binarisation:
         samples = Samples(self.probe.data.index[at], label, torch.full((1,), -1), task.logits(x).cpu(), eps, lambda where: x[where])
         found: list[Outcome] = []
         options = {"seed": self.probe.seed, "batch_size": self.probe.batch_size, "tick": lambda _: self.probe.tick(0)}
-        make_driver(attack, task, **options).run(samples, found.append)
+        make_driver(attack, task, sharing=ALONE, **options).run(samples, found.append)
         return bool(Outcome.join(found).success[0])
 
 

@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 
 from robustkit.batch_size import BatchSize, batch_rows, check_batch
-from robustkit.driver import Driver, Stop, make_rows
+from robustkit.driver import Stop, make_rows
 from robustkit.errors import BadInput, RobustkitError
 from robustkit.judge import Judge
 from robustkit.memory import out_of_memory
 from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import PAD, choose, padded, within
 from robustkit.samples import Outcome, Samples
-from robustkit.smallest import SmallestDriver
 from robustkit.threats import Threat
 from robustkit.watch import Ended, Watch
 
@@ -88,6 +87,8 @@ class BlockDriver:
         self.surrogate = surrogate and judge.classifier.surface.surrogate is not None
         self.failed: list[tuple[int, str]] = []
         """(dataset index, message) of samples on which the attack raised; what it had found until then counts."""
+        self.crowd = 1
+        """Processes that share the machine and the work: each has that share of a batch."""
 
     def run(self, samples: Samples, deliver: Callable[[Outcome], None]) -> None:
         """Attack all samples; `deliver` gets each sample's outcome once, block by block.
@@ -95,20 +96,32 @@ class BlockDriver:
         `tick` is called before every forward and after every block; what it raises (a time limit, an
         interrupt) ends the run, and the block at work is lost.
         """
+        self.prepare(samples)
+        self.work(samples, deliver)
+        self.complain(len(samples))
+
+    def prepare(self, samples: Samples) -> None:
+        """What comes before the first sample."""
+        self.failed = []
+
+    def complain(self, count: int) -> None:
+        """Warn of the samples, of `count`, on which the attack raised."""
+        if self.failed:
+            index, message = min(self.failed)
+            what = f"{self.attack.spec} raised on {len(self.failed)} of {count} samples and did not break them"
+            warnings.warn(f"{what}; the first has dataset index {index}: {message}", RuntimeWarning, stacklevel=2)
+
+    def work(self, samples: Samples, deliver: Callable[[Outcome], None]) -> None:
+        """Attack the samples after `prepare`."""
         if not len(samples):
             return
         capacity = 1
         if self.attack.together:
             shape, device = tuple(samples.images(torch.tensor([0])).shape[1:]), self.judge.classifier.device
-            capacity = batch_rows(self.batch_size, shape, device)
-        self.failed = []
+            capacity = padded(batch_rows(self.batch_size, shape, device) // self.crowd)
         for budget in sorted(set(samples.eps.tolist())):
             for at in _parts((samples.eps == budget).nonzero()[:, 0], capacity):
                 self._block(samples, at, deliver)
-        if self.failed:
-            index, message = self.failed[0]
-            what = f"{self.attack.spec} raised on {len(self.failed)} of {len(samples)} samples and did not break them"
-            warnings.warn(f"{what}; the first has dataset index {index}: {message}", RuntimeWarning, stacklevel=2)
 
     def _block(self, samples: Samples, at: Tensor, deliver: Callable[[Outcome], None]) -> None:
         """One block; where it raises, its halves and at last its samples one by one."""
@@ -186,10 +199,3 @@ def own_randomness(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(arrays)
-
-
-def make_driver(attack: Attack, judge: Judge, **options: Any) -> Driver | BlockDriver:
-    """What runs an attack: blocks for one with a loop of its own, else rows; see Driver for the options."""
-    if isinstance(attack, BlockAttack):
-        return BlockDriver(attack, judge, **options)
-    return (SmallestDriver if options.get("stop") == "smallest" else Driver)(attack, judge, **options)

@@ -29,6 +29,7 @@ from robustkit.methods import Attack
 from robustkit.numerics import PAD, float_below
 from robustkit.plan import Stage
 from robustkit.probing import LEVEL, NET, Finding, Probe, Verdict, finding, flagged
+from robustkit.sharing import ALONE, Sharing
 from robustkit.spec import build
 
 ENOUGH = 200
@@ -52,6 +53,7 @@ class Examination:
     """Whether to examine the run's attacks."""
     off: bool = False
     """Look at what costs nothing only."""
+    sharing: Sharing = ALONE
 
     def run(self) -> list[Finding]:
         """All findings, in a fixed order."""
@@ -92,7 +94,7 @@ class Examination:
     def probe(self) -> Probe:
         """The samples looked at."""
         subject = (self.judge, self.data, self.evidence, self.logits, self.targets)
-        return Probe(*subject, self.seed, self.batch_size, self.tick, self.pool)
+        return Probe(*subject, self.seed, self.batch_size, self.tick, self.pool, self.sharing)
 
     @property
     def used(self) -> list[Attack]:

@@ -89,6 +89,8 @@ class Driver:
         self.width = attack.width * self.view.draws
         self.unit = PAD if attack.access == "gradient" else whole(self.width)
         self.poll = 1 if self.classifier.device.type == "cpu" else 4
+        self.crowd = 1
+        """Processes that share the machine and the work: each has that share of a batch."""
 
     def run(self, samples: Samples, deliver: Callable[[Outcome], None]) -> None:
         """Attack all samples; `deliver` gets each sample's outcome once, in groups as they finish.
@@ -96,9 +98,20 @@ class Driver:
         `tick` is called between steps with the number of samples that have just finished; what it
         raises (a time limit, an interrupt) ends the run.
         """
+        self.prepare(samples)
+        self.work(samples, deliver)
+
+    def prepare(self, samples: Samples) -> None:
+        """What the attack makes once, before the first sample."""
+        if len(samples):
+            keep_freed_memory()
+            most = float(samples.eps.max())
+            self.view.shared = self.attack.prepare(self.pool or self._no_pool, self.classifier, self.threat, most, self.seed)
+
+    def work(self, samples: Samples, deliver: Callable[[Outcome], None]) -> None:
+        """Attack the samples after `prepare`."""
         if not len(samples):
             return
-        keep_freed_memory()
         self.samples, self.deliver = samples, deliver
         self.spent = torch.zeros(2, len(samples), dtype=torch.int64)
         self.best: dict[int, tuple[tuple[bool, float], Outcome]] = {}
@@ -113,9 +126,7 @@ class Driver:
         if work == "scores" and device.type == "cpu":  # there a batch goes forward in parts, of the size asked for at most
             self.view.piece = min(capacity, auto_batch(shape, device, "part"))
             capacity = max(capacity, auto_batch(shape, device, work))
-        capacity = padded(max(1, capacity // self.width), self.unit)
-        most = float(samples.eps.max())
-        self.view.shared = self.attack.prepare(self.pool or self._no_pool, self.classifier, self.threat, most, self.seed)
+        capacity = padded(max(1, capacity // self.crowd // self.width), self.unit)
         queue: Queue = deque((at, 0) for at in range(len(samples)))
         while queue:
             self.entries: list[Entry] = []

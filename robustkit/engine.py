@@ -31,6 +31,7 @@ from robustkit.plan import Stage, certifiers_of, check_guarantees, make_plan, wi
 from robustkit.pool import pool_of
 from robustkit.run import Evaluation as Evaluation
 from robustkit.run import Run
+from robustkit.sharing import Processes, Sharing
 from robustkit.spec import digest, number_text
 from robustkit.store import Store, canonical_json
 from robustkit.suites import has_suite
@@ -64,6 +65,7 @@ def evaluate(
     adaptive: str = "auto",
     checks: str = "auto",
     batch_size: BatchSize = "auto",
+    processes: Processes = "auto",
     device: str = "auto",
     seed: int = 0,
     out: str | Path | None = None,
@@ -89,6 +91,8 @@ def evaluate(
         adaptive: auto uses the adaptive surface that the model declares (and always attacks it as deployed
             too); off only attacks it as deployed.
         checks: off leaves out the honesty checks that attack the model, for models that take seconds an image.
+        processes: among how many processes a CPU's cores share an attack; auto takes as many as torch has
+            threads where that pays and neither model nor attack is code that could miss it.
         check_attack: test the attacks on binary tasks that have a known adversarial example.
         out: run folder; default runs/ and a name from the specification. An unfinished run resumes;
             a model handed over in Python gets a new folder each time unless `out` says which.
@@ -99,6 +103,7 @@ def evaluate(
     """
     keep_freed_memory()
     check_batch(batch_size)
+    sharing = Sharing.asked(processes, unheard=True)
     goal_, threat_ = Goal(goal), load_threat(threat if threat is not None else DEFAULT_THREAT)
     if labels not in ("given", "predicted"):
         raise unknown("labels", labels, ("given", "predicted"))
@@ -138,7 +143,7 @@ def evaluate(
         store.bind(specification, extra)
         pool, clock = cache(lambda: pool_of(images, data_root)), Clock(limit, progress)
         judge = Judge(classifier, threat_, goal_)
-        subject = (judge, images, labels, budgets, stages, seed, batch_size, store, clock, pool)
+        subject = (judge, images, labels, budgets, stages, seed, batch_size, sharing, store, clock, pool)
         return Run(*subject, specification, extra, refused, suite == "certify", check_attack, checks == "off").work(report)
 
 

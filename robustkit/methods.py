@@ -186,7 +186,7 @@ class Attack(Method):
         """Attack images x (N,C,H,W) in [0,1] with labels y (N,).
 
         Keyword options: seed=0, index=(N,) dataset indices (default 0..N-1), stop="first" or
-        "never", batch_size="auto", device="auto", pool=Data or (x, y) for attacks that learn from
+        "never", batch_size="auto", processes="auto", device="auto", pool=Data or (x, y) for attacks that learn from
         other images (default the images themselves). Raises BadInput.
         """
         from robustkit.attacking import attack_images

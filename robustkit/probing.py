@@ -16,7 +16,6 @@ from torch import Tensor
 
 from robustkit.batch_size import BatchSize
 from robustkit.binomial import at_least
-from robustkit.blocks import make_driver
 from robustkit.data import Data
 from robustkit.errors import BadInput
 from robustkit.evidence import Bools, Evidence, Ints
@@ -25,6 +24,7 @@ from robustkit.methods import Attack
 from robustkit.numerics import float_below
 from robustkit.plan import probe
 from robustkit.samples import Outcome, Samples
+from robustkit.sharing import ALONE, Sharing, make_driver
 
 LEVEL, NET = 0.01, 0.05
 
@@ -55,6 +55,7 @@ class Probe:
     batch_size: BatchSize
     tick: Callable[[int], None]
     pool: Callable[[], Data] | None = None
+    sharing: Sharing = ALONE
     tried: dict[tuple[str, float], tuple[Bools, Bools]] = field(default_factory=dict)
     """(attack, budget) -> who has been attacked, and who fell."""
 
@@ -118,7 +119,7 @@ class Probe:
         samples = Samples(self.data.index[at], label[at], self.targets[at], self.logits[at], eps, lambda i: self.data.images(at[i]))
         found: list[Outcome] = []
         options = {"seed": self.seed, "batch_size": self.batch_size, "tick": lambda _: self.tick(0), "pool": self.pool}
-        make_driver(attack, self.judge, **options).run(samples, found.append)
+        make_driver(attack, self.judge, sharing=self.sharing, **options).run(samples, found.append)
         outcome = Outcome.join(found)
         fell: Bools = outcome.success[outcome.at.argsort()].numpy()
         return fell

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from robustkit.blocks import BlockDriver
-from robustkit.driver import Driver
 from robustkit.judge import Judge
 from robustkit.numerics import choose
 from robustkit.samples import Outcome, Samples
+
+
+class Searcher(Protocol):
+    """A driver."""
+
+    def run(self, samples: Samples, deliver: Callable[[Outcome], None]) -> None:
+        """Attack all samples; `deliver` gets each sample's outcome once."""
+
 
 ROUNDS = 16
 RELATIVE = 1 / 64
@@ -52,11 +59,11 @@ def shrink(judge: Judge, samples: Samples, found: Outcome) -> Outcome:
     return replace(found, queries=found.queries + spent, **smaller)
 
 
-def search_radius(make_driver: Callable[[], Driver | BlockDriver], samples: Samples, low: Tensor, high: Tensor, most: float) -> Outcome:
+def search_radius(make_driver: Callable[[], Searcher], samples: Samples, low: Tensor, high: Tensor, most: float) -> Outcome:
     """Bisect the budget of every sample.
 
     Args:
-        make_driver: a Driver of the attack.
+        make_driver: makes a driver of the attack.
         samples: what to attack; its eps are ignored.
         low: (N,) float64 budgets known or presumed to hold, at least 0.
         high: (N,) float64 sizes of known witnesses, +inf for none.

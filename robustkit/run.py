@@ -29,6 +29,7 @@ from robustkit.judge import Judge
 from robustkit.numerics import margins
 from robustkit.plan import Stage
 from robustkit.probing import Finding
+from robustkit.sharing import Sharing
 from robustkit.simultaneous import lower_at_once, simultaneous
 from robustkit.stages import Bench
 from robustkit.store import UNIT, Store, write_atomic
@@ -98,6 +99,7 @@ class Run:
     stages: list[Stage]
     seed: int
     batch_size: BatchSize
+    sharing: Sharing
     store: Store
     clock: Clock
     pool: Callable[[], Data]
@@ -185,7 +187,8 @@ class Run:
         confidence = logits.double().softmax(1).gather(1, label[:, None])[:, 0]
         margin = -margins(logits, label).double()
         evidence = Evidence(data.index.numpy(), label.numpy(), predicted.numpy(), confidence.numpy(), margin.numpy(), correct.numpy())
-        self.bench = Bench(self.judge, data, evidence, self.store, self.clock, self.seed, self.batch_size, logits, targets, self.pool)
+        options = (self.seed, self.batch_size, self.sharing)
+        self.bench = Bench(self.judge, data, evidence, self.store, self.clock, *options, logits, targets, self.pool)
 
     def _stage(self, stage: Stage) -> None:
         assert self.bench is not None
@@ -208,7 +211,7 @@ class Run:
         bench = self.bench
         subject = (self.judge, self.data, bench.evidence, bench.logits, bench.targets, self.stages)
         options = (self.seed, self.batch_size, self.clock.tick, self.pool, not self.proving, self.unchecked)
-        examination = Examination(*subject, *options)
+        examination = Examination(*subject, *options, self.sharing)
         held = self.store.read_json("diagnostics.json")
         if held is None:
             with self.clock.stage("honesty checks", 1):

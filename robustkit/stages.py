@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from robustkit.batch_size import BatchSize, batch_rows
-from robustkit.blocks import BlockDriver, make_driver
 from robustkit.certifying import largest_radius, prove
 from robustkit.clock import Clock
 from robustkit.data import Data
-from robustkit.driver import Driver, Stop
+from robustkit.driver import Stop
 from robustkit.evidence import Evidence, Ints
 from robustkit.judge import Judge
 from robustkit.memory import out_of_memory
@@ -25,6 +24,7 @@ from robustkit.numerics import PAD, float_below, padded
 from robustkit.plan import TRIAL, Stage, pays, saved
 from robustkit.radius import search_radius, shrink
 from robustkit.samples import Outcome, Samples
+from robustkit.sharing import SharedDriver, Sharing, make_driver
 from robustkit.store import UNIT, Arrays, Store
 
 BLOCK = 8
@@ -67,6 +67,7 @@ class Bench:
     clock: Clock
     seed: int
     batch_size: BatchSize
+    sharing: Sharing
     logits: torch.Tensor
     """(N,K) clean logits."""
     targets: torch.Tensor
@@ -136,10 +137,10 @@ class Bench:
             self.data.index[where], label[where], self.targets[where], self.logits[where], budget, lambda i: self.data.images(where[i])
         )
 
-    def _driver(self, attack: Attack, tick: bool = True, stop: Stop = "first", surrogate: bool = True) -> Driver | BlockDriver:
+    def _driver(self, attack: Attack, tick: bool = True, stop: Stop = "first", surrogate: bool = True) -> SharedDriver:
         heard: Callable[[int], None] = self.clock.tick if tick else lambda finished: self.clock.tick(0)
         options = {"seed": self.seed, "batch_size": self.batch_size, "tick": heard, "pool": self.pool, "surrogate": surrogate}
-        return make_driver(attack, self.judge, stop=stop, **options)
+        return make_driver(attack, self.judge, sharing=self.sharing, stop=stop, **options)
 
     def _search(self, stage: Stage, attack: Attack, work: Ints, writer: _UnitWriter) -> None:
         most = float_below(self.judge.threat.unbounded(self.data.shape))

@@ -101,6 +101,7 @@ def _subject(one: Parser) -> None:
     one.add_argument("--threat", metavar="THREAT", help="for example linf:8/255 or l2:0.5 (default linf:0.1)")
     one.add_argument("--eps", metavar="LIST", help="budgets to report, for example 2/255,8/255 (default: the threat's)")
     one.add_argument("--batch-size", default="auto", metavar="N|auto", help="rows per batch; results do not depend on it")
+    one.add_argument("--processes", default="auto", metavar="N|auto", help="that share an attack on the CPU; results do not depend on it")
     one.add_argument("--out", metavar="DIR", help="run folder (default: under runs/); an unfinished run resumes")
     one.add_argument("--time-limit", metavar="TIME", help="for example 30m or 2h; ends with a valid bracket, exit code 4")
     one.add_argument("--allow-code", action="store_true", help="allow model files whose loaders can run code")

@@ -39,6 +39,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "eps": args.eps.split(",") if args.eps is not None else None,
         "batch_size": _whole(args.batch_size),
+        "processes": _whole(args.processes),
         "device": args.device,
         "seed": args.seed,
         "out": args.out,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robustkit import streams
 from robustkit.attacks import FAB, PGD, FoolboxAttack
-from robustkit.blocks import BlockAttack, BlockDriver, make_driver
+from robustkit.blocks import BlockAttack, BlockDriver
 from robustkit.classifier import Classifier
 from robustkit.clock import Clock
 from robustkit.driver import Driver
@@ -25,6 +25,7 @@ from robustkit.methods import Rows
 from robustkit.numerics import float_below
 from robustkit.radius import SHRINKS, shrink
 from robustkit.samples import Outcome, Samples
+from robustkit.sharing import make_driver
 from robustkit.smallest import SmallestDriver
 from robustkit.threats import Threat, load_threat
 from robustkit.watch import Watch
@@ -290,9 +291,9 @@ def test_never_and_the_wrong_goal_are_refused() -> None:
 
 def test_each_attack_gets_its_driver() -> None:
     judge = Bench("linf:0.1", 1).judge
-    assert type(make_driver(PGD(), judge)) is Driver
-    assert type(make_driver(PGD(), judge, stop="smallest")) is SmallestDriver
-    assert type(make_driver(Together(), judge)) is BlockDriver
+    assert type(make_driver(PGD(), judge).driver) is Driver
+    assert type(make_driver(PGD(), judge, stop="smallest").driver) is SmallestDriver
+    assert type(make_driver(Together(), judge).driver) is BlockDriver
 
 
 @pytest.mark.parametrize(("family", "dual"), [("linf", 1), ("l2", 2)])
