@@ -22,17 +22,25 @@ _SHARED: dict[str, dict[Work, int]] = {
 gradients go forward in parts that caches hold, of which every thread has its own."""
 
 
-def auto_batch(shape: tuple[int, ...], device: torch.device, work: Work = "forward") -> int:
-    """Rows per batch to start with, for images (C,H,W): what caches (CPU) or memory (GPU) hold comfortably."""
+_ENOUGH = 96
+"""Rows that share the cost of an operation well."""
+
+
+def auto_batch(shape: tuple[int, ...], device: torch.device, work: Work = "forward", crowd: int = 1) -> int:
+    """Rows per batch to start with, for images (C,H,W): what caches (CPU) or memory (GPU) hold comfortably.
+
+    A `crowd` of processes shares the memory, as far as enough rows are left for each.
+    """
     gpu, size = device.type == "cuda", max(1, int(torch.Size(shape).numel()))
     most, total = (4096, 1 << 24) if gpu else (192, 600_000)
     shared = _SHARED["cuda" if gpu else "cpu"][work] * (torch.get_num_threads() if work == "part" and not gpu else 1)
-    return max(PAD, min(shared * most, (1 if gpu else shared) * total // size) // PAD * PAD)
+    rows = min(shared * most, (1 if gpu else shared) * total // size)
+    return max(PAD, min(rows, max(rows // crowd, _ENOUGH)) // PAD * PAD)
 
 
-def batch_rows(asked: BatchSize, shape: tuple[int, ...], device: torch.device, work: Work = "forward") -> int:
-    """Rows per batch for images (C,H,W): as many as asked for, padded, or what fits."""
-    return auto_batch(shape, device, work) if asked == "auto" else padded(asked)
+def batch_rows(asked: BatchSize, shape: tuple[int, ...], device: torch.device, work: Work = "forward", crowd: int = 1) -> int:
+    """Rows per batch for images (C,H,W), of every process: as many as asked for, padded, or what fits."""
+    return auto_batch(shape, device, work, crowd) if asked == "auto" else padded(asked)
 
 
 def check_batch(batch_size: BatchSize) -> None:

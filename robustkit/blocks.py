@@ -88,7 +88,7 @@ class BlockDriver:
         self.failed: list[tuple[int, str]] = []
         """(dataset index, message) of samples on which the attack raised; what it had found until then counts."""
         self.crowd = 1
-        """Processes that share the machine and the work: each has that share of a batch."""
+        """Processes that share the machine and the work."""
 
     def run(self, samples: Samples, deliver: Callable[[Outcome], None]) -> None:
         """Attack all samples; `deliver` gets each sample's outcome once, block by block.
@@ -118,7 +118,7 @@ class BlockDriver:
         capacity = 1
         if self.attack.together:
             shape, device = tuple(samples.images(torch.tensor([0])).shape[1:]), self.judge.classifier.device
-            capacity = padded(batch_rows(self.batch_size, shape, device) // self.crowd)
+            capacity = batch_rows(self.batch_size, shape, device, crowd=self.crowd)
         for budget in sorted(set(samples.eps.tolist())):
             for at in _parts((samples.eps == budget).nonzero()[:, 0], capacity):
                 self._block(samples, at, deliver)

@@ -90,7 +90,7 @@ class Driver:
         self.unit = PAD if attack.access == "gradient" else whole(self.width)
         self.poll = 1 if self.classifier.device.type == "cpu" else 4
         self.crowd = 1
-        """Processes that share the machine and the work: each has that share of a batch."""
+        """Processes that share the machine and the work."""
 
     def run(self, samples: Samples, deliver: Callable[[Outcome], None]) -> None:
         """Attack all samples; `deliver` gets each sample's outcome once, in groups as they finish.
@@ -122,11 +122,11 @@ class Driver:
         shape = tuple(samples.images(torch.tensor([0])).shape[1:])
         device = self.classifier.device
         work: Work = "gradients" if self.attack.access == "gradient" else "scores"
-        capacity = batch_rows(self.batch_size, shape, device, work)
+        capacity = batch_rows(self.batch_size, shape, device, work, self.crowd)
         if work == "scores" and device.type == "cpu":  # there a batch goes forward in parts, of the size asked for at most
             self.view.piece = min(capacity, auto_batch(shape, device, "part"))
-            capacity = max(capacity, auto_batch(shape, device, work))
-        capacity = padded(max(1, capacity // self.crowd // self.width), self.unit)
+            capacity = max(capacity, auto_batch(shape, device, work, self.crowd))
+        capacity = padded(max(1, capacity // self.width), self.unit)
         queue: Queue = deque((at, 0) for at in range(len(samples)))
         while queue:
             self.entries: list[Entry] = []

@@ -23,7 +23,7 @@ from robustkit.smallest import SmallestDriver
 
 Processes = int | Literal["auto"]
 
-_WORTH = 1.0
+_WORTH = 2.0
 """Seconds of an attack from which its sharing pays for the processes."""
 
 _KNOWN = ("torch.nn.", "torchvision.", "robustkit.")

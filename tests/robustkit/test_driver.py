@@ -280,6 +280,9 @@ def test_the_first_batch_fits() -> None:
         for device in ("cpu", "cuda"):
             rows = [auto_batch(shape, torch.device(device), work) for work in get_args(Work)]
             assert min(rows) == rows[0] >= 16 and all(each % 16 == 0 for each in rows)
+            crowds = [auto_batch(shape, torch.device(device), "scores", crowd) for crowd in (1, 2, 64)]
+            assert crowds == sorted(crowds, reverse=True) and crowds[2] >= min(crowds[0], 96)
+            assert all(each % 16 == 0 for each in crowds)
 
 
 @pytest.mark.parametrize("count", [330, 500])
