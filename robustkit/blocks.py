@@ -87,6 +87,8 @@ class BlockDriver:
         self.surrogate = surrogate and judge.classifier.surface.surrogate is not None
         self.failed: list[tuple[int, str]] = []
         """(dataset index, message) of samples on which the attack raised; what it had found until then counts."""
+        self.unit = PAD if attack.together else 1
+        """Rows that padding completes."""
         self.crowd = 1
         """Processes that share the machine and the work."""
 

@@ -88,6 +88,7 @@ class Driver:
         self.pool = pool
         self.width = attack.width * self.view.draws
         self.unit = PAD if attack.access == "gradient" else whole(self.width)
+        """Rows that padding completes."""
         self.poll = 1 if self.classifier.device.type == "cpu" else 4
         self.crowd = 1
         """Processes that share the machine and the work."""

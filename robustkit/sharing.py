@@ -26,6 +26,9 @@ Processes = int | Literal["auto"]
 _WORTH = 2.0
 """Seconds of an attack from which its sharing pays for the processes."""
 
+_LONG = 0.1
+"""Seconds of a small batch that are not worth a second look."""
+
 _KNOWN = ("torch.nn.", "torchvision.", "robustkit.")
 """Where code lives that keeps nothing to itself: what it does in another process is not missed in this one."""
 
@@ -49,9 +52,10 @@ class Sharing:
             raise BadInput(f"processes {processes!r}: expected auto or a whole number of at least 1")
         return Sharing(processes, always=processes > 1)
 
-    def processes(self, attack: Attack, classifier: Classifier, samples: Samples) -> int:
+    def processes(self, driver: Driver | BlockDriver, samples: Samples) -> int:
         """Among how many processes these samples are shared, 1 for none but this one."""
-        count = min(self.most, len(samples) // PAD)
+        attack, classifier = driver.attack, driver.judge.classifier
+        count = min(self.most, -(-len(samples) // driver.unit))
         if count < 2 or classifier.device.type != "cpu" or not possible():
             return 1
         if self.always:
@@ -67,13 +71,14 @@ ALONE = Sharing()
 
 def _seconds(classifier: Classifier, samples: Samples) -> float:
     """What one image takes to go forward, from a small batch."""
-    x, before, took = samples.images(torch.arange(PAD)), classifier.forwards, []
+    x, before, took = samples.images(torch.arange(PAD) % len(samples)), classifier.forwards, 0.0
     for _ in range(2):  # the first of its size prepares
-        start = time.perf_counter()
-        classifier.logits(x)
-        took.append(time.perf_counter() - start)
+        if took < _LONG:
+            start = time.perf_counter()
+            classifier.logits(x)
+            took = time.perf_counter() - start
     classifier.forwards = before
-    return min(took) / PAD
+    return took / PAD
 
 
 def _known(thing: Any) -> bool:
@@ -121,7 +126,7 @@ class SharedDriver:
     def run(self, samples: Samples, deliver: Callable[[Outcome], None]) -> None:
         """As the driver's own; the samples of a process that was lost are attacked here."""
         driver, classifier = self.driver, self.driver.judge.classifier
-        count = self.sharing.processes(driver.attack, classifier, samples)
+        count = self.sharing.processes(driver, samples)
         if count < 2:
             return driver.run(samples, deliver)
         driver.prepare(samples)

@@ -21,6 +21,7 @@ from robustkit import evaluate, registry, sharing
 from robustkit.attacks.pgd import PGD
 from robustkit.blocks import BlockAttack
 from robustkit.classifier import Classifier
+from robustkit.driver import Driver
 from robustkit.errors import BadInput, OutOfTime
 from robustkit.goals import Goal
 from robustkit.judge import Judge
@@ -244,28 +245,33 @@ def test_only_models_that_cannot_miss_it_are_shared(case: str, monkeypatch: pyte
     make, heard, unheard = MODELS[case]
     monkeypatch.setattr(sharing, "_WORTH", 0.0)
     classifier, bench = make(), Bench()
+    judge = Judge(classifier, bench.judge.threat, bench.judge.goal)
     before = classifier.forwards
-    assert (Sharing(2).processes(PGD(), classifier, bench.samples) > 1) is heard
-    assert (Sharing(2, unheard=True).processes(PGD(), classifier, bench.samples) > 1) is unheard
+    assert (Sharing(2).processes(Driver(PGD(), judge), bench.samples) > 1) is heard
+    assert (Sharing(2, unheard=True).processes(Driver(PGD(), judge), bench.samples) > 1) is unheard
     assert classifier.forwards == before
 
 
 def test_attacks_are_shared_where_they_are_ours_long_and_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, classifier = Bench(), Classifier(network())
+    bench = Bench()
 
-    def shares(most: int, attack: Attack, count: int = 90) -> int:
-        return Sharing(most).processes(attack, classifier, bench.samples.pick(torch.arange(count)))
+    def shares(most: int, attack: Attack, count: int = 90, **options: bool) -> int:
+        driver = make_driver(attack, bench.judge).driver
+        return Sharing(most, **options).processes(driver, bench.samples.pick(torch.arange(count)))
 
     assert shares(2, PGD(steps=100_000, restarts=10)) == 2
     assert shares(2, PGD(steps=2)) == 1, "little work"
     monkeypatch.setattr(sharing, "_WORTH", 0.0)
     assert shares(2, PGD(steps=2)) == 2
     assert shares(1, PGD()) == 1
-    assert shares(2, PGD(), 20) == 1, "few samples"
+    assert shares(2, PGD(), 16) == 1, "two processes would pad as much as one works on"
+    assert shares(2, PGD(), 17) == 2
     assert shares(32, PGD()) == 1, "few samples for so many threads"
-    assert shares(8, PGD()) == 5
+    assert shares(8, PGD()) == 6
+    assert shares(2, registry.make("attack", "nes:samples=32"), 2) == 2, "many points a sample"  # type: ignore[arg-type]
+    assert shares(2, Stumbling(), 2) == 1 and shares(2, Stumbling(), 2, always=True) == 2
     assert shares(2, Fragile()) == 1, "an attack of somebody's own"
-    assert Sharing(2, always=True).processes(Fragile(), classifier, bench.samples) == 2
+    assert shares(2, Fragile(), always=True) == 2
 
 
 def test_processes_are_refused_in_words() -> None:
