@@ -26,6 +26,9 @@ Processes = int | Literal["auto"]
 _WORTH = 2.0
 """Seconds of an attack from which its sharing pays for the processes."""
 
+_PADDING = 1.15
+"""By how much rows may become more because every process fills up its own batch."""
+
 _LONG = 0.1
 """Seconds of a small batch that are not worth a second look."""
 
@@ -55,12 +58,16 @@ class Sharing:
     def processes(self, driver: Driver | BlockDriver, samples: Samples) -> int:
         """Among how many processes these samples are shared, 1 for none but this one."""
         attack, classifier = driver.attack, driver.judge.classifier
-        count = min(self.most, -(-len(samples) // driver.unit))
+        units = -(-len(samples) // driver.unit)
+        each = max(1, -(-units // self.most))
+        count = -(-units // each)
         if count < 2 or classifier.device.type != "cpu" or not possible():
             return 1
         if self.always:
             return count
-        if 2 * count < self.most or not _known(attack) or not _forgets(classifier, self.unheard):  # few samples: threads use more cores
+        if 2 * count < self.most or count * each > _PADDING * units:  # threads inside the operations use the cores better
+            return 1
+        if not _known(attack) or not _forgets(classifier, self.unheard):
             return 1
         passes = attack.cost(samples.logits.shape[1]) * len(samples)
         return count if passes * _seconds(classifier, samples) >= _WORTH else 1

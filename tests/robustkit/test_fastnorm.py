@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robustkit.attacks import PGD
 from robustkit.classifier import Classifier
-from robustkit.fastnorm import ChannelsLast, Folded, pairs
+from robustkit.fastnorm import ChannelsLast, FoldedConv2d, pairs
 from robustkit.models.architecture import build
 from robustkit.models.architectures import architecture_text
 
@@ -19,8 +21,11 @@ SHAPES = {
 
 
 def network(name: str) -> nn.Sequential:
-    """With statistics as a training leaves them."""
-    made = build(architecture_text(name, SHAPES[name], 4)).eval()
+    return statistics(build(architecture_text(name, SHAPES[name], 4)))
+
+
+def statistics(made: Any) -> Any:
+    """The network in eval mode, with statistics as a training leaves them."""
     draws = torch.Generator().manual_seed(3)
     for norm in (part for part in made.modules() if isinstance(part, nn.BatchNorm2d)):
         assert norm.running_mean is not None
@@ -28,7 +33,7 @@ def network(name: str) -> nn.Sequential:
         with torch.no_grad():
             for tensor, low in ((norm.running_mean, -0.3), (norm.running_var, 0.5), (norm.weight, 0.5), (norm.bias, -0.3)):
                 tensor.uniform_(low, low + 1.0, generator=draws)
-    return made
+    return made.eval()
 
 
 def gradient(classifier: Classifier, ask: str, x: Tensor) -> Tensor:
@@ -41,12 +46,12 @@ def gradient(classifier: Classifier, ask: str, x: Tensor) -> Tensor:
 def test_the_search_has_the_numbers_of_the_model(name: str) -> None:
     plain = network(name)
     classifier, x = Classifier(plain), torch.rand(32, *SHAPES[name])
-    folded = [part for part in classifier.searcher.modules() if isinstance(part, Folded)]  # type: ignore[union-attr]
+    folded = [part for part in classifier.searcher.modules() if isinstance(part, FoldedConv2d)]  # type: ignore[union-attr]
     assert isinstance(classifier.searcher, ChannelsLast)
     assert len(folded) == sum(isinstance(part, nn.BatchNorm2d) for part in plain.modules())
     torch.testing.assert_close(classifier.search(x), classifier.forward(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradient(classifier, "search", x), gradient(classifier, "forward", x), rtol=1e-3, atol=1e-6)
-    assert not any(isinstance(part, Folded) for part in classifier.module.modules())  # type: ignore[union-attr]
+    assert not any(isinstance(part, FoldedConv2d) for part in classifier.module.modules())  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -82,7 +87,84 @@ def test_only_pairs_whose_statistics_stand_and_that_nobody_watches() -> None:
     assert not pairs(nn.Sequential(nn.Conv2d(3, 4, 4, 2), nn.BatchNorm2d(4)))
     one = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False))
     assert len(pairs(one)) == 1
-    assert not pairs(nn.Sequential(one, nn.ReLU(), nn.BatchNorm2d(4)))
+    assert len(pairs(nn.Sequential(one, nn.ReLU(), nn.BatchNorm2d(4)))) == 1
+    assert not pairs(nn.Sequential(one, nn.ReLU(), *(nn.BatchNorm2d(4) for _ in range(3))))
+
+
+class Block(nn.Module):
+    """As people write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))) + x)
+
+
+class Network(nn.Module):
+    calls = 0
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.blocks, self.last = nn.Sequential(*blocks), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        Network.calls += 1
+        y: Tensor = self.last(self.blocks(torch.relu(self.norm(self.stem(x)))).mean((2, 3)))
+        return y
+
+
+def test_networks_of_somebodys_own_are_folded_without_being_asked() -> None:
+    plain = statistics(Network(Block(), Block()))
+    Network.calls = 0
+    classifier, x = Classifier(plain), torch.rand(48, 3, 8, 8)
+    assert Network.calls == 0, "a forward that may count is not called to look at it"
+    assert sum(isinstance(part, FoldedConv2d) for part in classifier.searcher.modules()) == 4  # type: ignore[union-attr]
+    torch.testing.assert_close(classifier.search(x), classifier.forward(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient(classifier, "search", x), gradient(classifier, "forward", x), rtol=1e-3, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(classifier.search(x[16:32]), classifier.search(x)[16:32])
+
+
+class Twice(Block):
+    """The first convolution's output goes another way too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        return torch.relu(self.bn1(y) + y) + self.bn2(self.conv2(x))
+
+
+class Again(Block):
+    """The first pair is called twice, once each on its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn1(self.conv1(self.conv1(x)))) + self.bn2(self.conv2(x))
+
+
+class Reading(Block):
+    """Somebody looks at the first convolution's weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn1(self.conv1(x)) * self.conv1.weight.sum() + self.bn2(self.conv2(x))
+
+
+class Branching(Block):
+    """No graph: what it does depends on the numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if bool(x.sum() > 0) else x
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(Twice, 1), (Again, 1), (Reading, 1), (Branching, 0)])
+def test_layers_with_other_ties_are_left_alone(kind: type[Block], expected: int) -> None:
+    plain = statistics(nn.Sequential(Block(), kind(), nn.Flatten(), nn.Linear(256, 5)))
+    found = pairs(nn.Sequential(plain[1]))
+    assert len(found) == expected and all(conv is plain[1].conv2 for conv, _ in found)
+    classifier, x = Classifier(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *plain)), torch.rand(32, 3, 8, 8)
+    torch.testing.assert_close(classifier.search(x), classifier.forward(x), rtol=1e-4, atol=1e-4)
 
 
 def test_witnesses_stand_before_the_model_itself() -> None:

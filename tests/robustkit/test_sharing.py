@@ -266,6 +266,7 @@ def test_attacks_are_shared_where_they_are_ours_long_and_many(monkeypatch: pytes
     assert shares(1, PGD()) == 1
     assert shares(2, PGD(), 16) == 1, "two processes would pad as much as one works on"
     assert shares(2, PGD(), 17) == 2
+    assert shares(2, PGD(), 48) == 1, "two processes would pad 24 to 32 each"
     assert shares(32, PGD()) == 1, "few samples for so many threads"
     assert shares(8, PGD()) == 6
     assert shares(2, registry.make("attack", "nes:samples=32"), 2) == 2, "many points a sample"  # type: ignore[arg-type]
