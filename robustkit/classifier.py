@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.errors import BadInput, Missing
+from robustkit.fastnorm import FoldedNetwork
 from robustkit.memory import out_of_memory
 from robustkit.quick import quicken, quickens
 from robustkit.streams import child, row_keys, seeded, uniform
@@ -17,6 +18,9 @@ from robustkit.surface import picked, surface_of
 
 _PICK = 6007
 """Purpose of the numbers that draw a class from scores."""
+
+_ROUNDING = 1e-3
+"""By how much of the largest logit rounding may move one."""
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
@@ -217,9 +221,24 @@ class Classifier:
             raise BadInput(f"the model {self.spec} returned {found.shape[1]} logits, expected {self.classes}")
         self.classes = int(found.shape[1])
         self.overwrites = self.overwrites or not torch.equal(fed, x.to(self.device))
+        if isinstance(self.searcher, FoldedNetwork) and not self._searches_as_it_answers(x.to(self.device)):
+            self.searcher = self.module
         if y is not None and len(y) and (int(y.max()) >= self.classes or int(y.min()) < 0):
             known = f"the model {self.spec} knows classes 0..{self.classes - 1}"
             raise BadInput(f"labels reach {int(y.max())}, {known}: check that data and model belong together")
+
+    def _searches_as_it_answers(self, x: Tensor) -> bool:
+        """Whether the network with other layers gives the same numbers, from the same draws where it draws."""
+        keys = row_keys(0, "check", torch.arange(len(x), device=x.device))
+        with torch.no_grad():
+            answered = self.forward(x, keys)
+            try:
+                searched = self.search(x, keys)
+            except Exception as problem:  # a view that needs another layout, say
+                if out_of_memory(problem):
+                    raise
+                return False
+        return torch.allclose(searched, answered, rtol=0.0, atol=_ROUNDING * (1.0 + float(answered.abs().max())))
 
     def __repr__(self) -> str:
         name = self.spec or type(self.original).__name__

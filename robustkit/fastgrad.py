@@ -48,7 +48,7 @@ def _by_phases(gradient: Tensor, weight: Tensor, conv: FastGradConv2d, size: Pai
     kernels = conv.phases(weight)
     phases = functional.conv2d(gradient, kernels, padding=(kernels.shape[2] - 1, kernels.shape[3] - 1))
     places, empty = _interleaving(cast(Pair, tuple(phases.shape[2:])), cast(Pair, conv.stride), cast(Pair, conv.padding), size)
-    found = phases.view(len(gradient) * weight.shape[1], -1).index_select(1, places)
+    found = phases.reshape(len(gradient) * weight.shape[1], -1).index_select(1, places)
     if len(empty):
         found.index_fill_(1, empty, 0.0)
     return found.view(len(gradient), weight.shape[1], *size)

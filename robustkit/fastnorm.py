@@ -2,19 +2,23 @@
 
 In eval mode batch normalisation scales and shifts every channel, which the convolution before it can
 do by itself; and such networks are fed channels last, the layout that oneDNN's kernels without strides
-like best. Together a third less time (measured: 0.6 to 0.8 on a residual network and one of the VGG
-kind; with strides, where fastgrad gains more, up to 1.8). The same numbers up to rounding, which does
+like best, unless there are many channels for the size of the images. A gradient takes 0.6 to 0.9 of its
+time (with strides, where fastgrad gains more, up to 1.8). The same numbers up to rounding, which does
 not depend on the batch. For the search only, as the other fast layers.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+
+_WIDE = 2000
+"""Weights of convolutions for every pixel of an image from which the usual layout is the faster one."""
 
 Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 
@@ -41,8 +45,7 @@ class FoldedConv2d(nn.Conv2d):
             scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
             shift = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
             bias = shift * scale + (0.0 if norm.bias is None else norm.bias)
-            weight = (self.weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
-            self._made = stamp, weight.detach(), bias.detach()
+            self._made = stamp, (self.weight * scale[:, None, None, None]).detach(), bias.detach()
         return self._made[1:]
 
 
@@ -54,16 +57,19 @@ class AbsorbedNorm2d(nn.BatchNorm2d):
         return input
 
 
-class ChannelsLast(nn.Module):
-    """A network that is fed images whose channels lie side by side."""
+class FoldedNetwork(nn.Module):
+    """A network with such pairs, fed images in the layout that suits it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.weights = sum(part.weight.numel() for part in network.modules() if isinstance(part, nn.Conv2d))
 
     def forward(self, x: Tensor, *keys: Tensor) -> Tensor:
         """(N,C,H,W), and the keys of a random model -> logits."""
-        found: Tensor = self.network(x.contiguous(memory_format=torch.channels_last), *keys)
+        if self.weights < _WIDE * x[0, 0].numel():
+            x = x.contiguous(memory_format=torch.channels_last)
+        found: Tensor = self.network(x, *keys)
         return found
 
 
@@ -83,26 +89,51 @@ def pairs(module: nn.Module) -> list[Pair]:
     strides = [max(part.stride) for part in module.modules() if isinstance(part, nn.Conv2d)]
     if not norms or 2 * strides.count(1) <= len(strides):
         return []
-    found = _pairs(module, whole=type(module).__module__.startswith(("torch.", "torchvision.", "robustkit.")))
-    return found if 3 * len(found) >= norms else []
+    double = copy.deepcopy(module)  # a forward that is followed may leave traces of that
+    names = {part: name for name, part in double.named_modules()}
+    with torch.random.fork_rng(devices=[]):
+        found = _pairs(double, outermost=True)
+    once = Counter(part for pair in found for part in pair)
+    chosen = [(names[conv], names[norm]) for conv, norm in found if once[conv] == once[norm] == 1]
+    if 3 * len(chosen) < norms:
+        return []
+    return [cast(Pair, tuple(module.get_submodule(name) for name in pair)) for pair in chosen]
 
 
-def _pairs(module: nn.Module, whole: bool = True) -> list[Pair]:
-    """The pairs in a module's graph, or in those of its parts where it has none.
-
-    Not `whole`: of the parts alone. The outermost forward may be somebody's counter, and is not called to look at it.
-    """
-    if whole:
+def _pairs(module: nn.Module, outermost: bool = False) -> list[Pair]:
+    """The pairs in a module's graph and in the parts that it leaves closed, or in those of its parts where it has none."""
+    found, parts = [], list(module.children())
+    if not parts or not any(isinstance(part, nn.BatchNorm2d) for part in module.modules()):
+        return []
+    if _opens(module, outermost):
         try:
-            return _of_graph(module, fx.Tracer().trace(module))
+            graph = _Tracer().trace(module)
+            found = _of_graph(module, graph)
+            parts = [module.get_submodule(name) for name in _calls(graph)]
         except Exception:  # whatever a forward that cannot be traced raises
             pass
-    return [pair for part in module.children() for pair in _pairs(part)]
+    return found + [pair for part in parts for pair in _pairs(part)]
+
+
+def _opens(module: nn.Module, outermost: bool = False) -> bool:
+    """Whether a module's forward is called to look at it: a network's, not that of what may be wrapped around one to count."""
+    known = type(module).__module__.startswith(("torch.", "torchvision.", "robustkit."))
+    return known or (not outermost and any(isinstance(child, nn.BatchNorm2d) for child in module.children()))
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or not _opens(m)
+
+
+def _calls(graph: fx.Graph) -> Counter[str]:
+    """How often each part is called, by its name."""
+    return Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
 
 
 def _of_graph(module: nn.Module, graph: fx.Graph) -> list[Pair]:
     """Normalisations whose input is a convolution that nothing else sees, both called once and read by nobody else."""
-    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    calls = _calls(graph)
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     found = []
     for node in graph.nodes:
@@ -119,9 +150,12 @@ def _of_graph(module: nn.Module, graph: fx.Graph) -> list[Pair]:
 
 
 def fold(module: nn.Module) -> nn.Module:
-    """The network with such pairs made one; itself where there are none."""
+    """The network with such pairs made one; itself where there are none.
+
+    A forward may use its layers in ways that their graphs do not show: compare the numbers before relying on it.
+    """
     found = pairs(module)
     for conv, norm in found:
         conv.__class__, norm.__class__ = FoldedConv2d, AbsorbedNorm2d
         conv.behind = norm
-    return ChannelsLast(module) if found else module
+    return FoldedNetwork(module) if found else module

@@ -45,6 +45,25 @@ def test_matches_torch(channels: int, kernel: int, stride: int, padding: int, di
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), GEOMETRIES)
+def test_images_and_gradients_may_have_their_channels_side_by_side(kernel: int, stride: int, padding: int, dilation: int) -> None:
+    plain = nn.Conv2d(3, 8, kernel, stride, padding, dilation).double().requires_grad_(False)
+    fast = nn.Conv2d(3, 8, kernel, stride, padding, dilation).double().requires_grad_(False)
+    fast.load_state_dict(plain.state_dict())
+    fast.__class__ = FastGradConv2d
+    x = torch.rand(5, 3, 17, 19, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    norms = nn.Sequential(Permuting(), nn.LayerNorm(8, dtype=torch.float64, elementwise_affine=False))
+    found, expected = (gradient(nn.Sequential(layer, norms), x)[1] for layer in (fast, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+class Permuting(nn.Module):
+    """As networks do that normalise the channels of every pixel; gradients come back in that order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
 @pytest.mark.parametrize(
     ("layer", "faster"),
     [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustkit.attacks import PGD
 from robustkit.classifier import Classifier
-from robustkit.fastnorm import ChannelsLast, FoldedConv2d, pairs
+from robustkit.fastnorm import FoldedConv2d, FoldedNetwork, pairs
 from robustkit.models.architecture import build
 from robustkit.models.architectures import architecture_text
 
@@ -47,7 +47,7 @@ def test_the_search_has_the_numbers_of_the_model(name: str) -> None:
     plain = network(name)
     classifier, x = Classifier(plain), torch.rand(32, *SHAPES[name])
     folded = [part for part in classifier.searcher.modules() if isinstance(part, FoldedConv2d)]  # type: ignore[union-attr]
-    assert isinstance(classifier.searcher, ChannelsLast)
+    assert isinstance(classifier.searcher, FoldedNetwork)
     assert len(folded) == sum(isinstance(part, nn.BatchNorm2d) for part in plain.modules())
     torch.testing.assert_close(classifier.search(x), classifier.forward(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradient(classifier, "search", x), gradient(classifier, "forward", x), rtol=1e-3, atol=1e-6)
@@ -165,6 +165,129 @@ def test_layers_with_other_ties_are_left_alone(kind: type[Block], expected: int)
     assert len(found) == expected and all(conv is plain[1].conv2 for conv, _ in found)
     classifier, x = Classifier(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *plain)), torch.rand(32, 3, 8, 8)
     torch.testing.assert_close(classifier.search(x), classifier.forward(x), rtol=1e-4, atol=1e-4)
+
+
+class Layout(nn.Module):
+    """Tells how the features lie that it is given."""
+
+    seen: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x.is_contiguous()
+        return x
+
+
+@pytest.mark.parametrize(("size", "usual"), [(4, True), (32, False)])
+def test_many_channels_for_the_size_of_the_images_stay_in_the_usual_layout(size: int, usual: bool) -> None:
+    convs = [nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 128, 3, padding=1), nn.BatchNorm2d(128)]
+    classifier = Classifier(statistics(nn.Sequential(*convs, Layout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 5))))
+    x = torch.rand(48, 3, size, size)
+    torch.testing.assert_close(classifier.search(x), classifier.forward(x), rtol=1e-4, atol=1e-5)
+    assert [part.seen for part in classifier.searcher.modules() if isinstance(part, Layout)] == [usual]  # type: ignore[union-attr]
+    with torch.no_grad():
+        assert torch.equal(classifier.search(x[16:32]), classifier.search(x)[16:32])
+
+
+class Meter(nn.Module):
+    """What people put in front of a network, or around it, to know how often it is asked."""
+
+    rows: Any = 0
+
+    def __init__(self, around: nn.Module) -> None:
+        super().__init__()
+        self.around = around
+
+    def forward(self, x: Tensor) -> Tensor:
+        Meter.rows += x.shape[0]
+        y: Tensor = self.around(x)
+        return y
+
+
+class Keeping(Block):
+    """Remembers what it has seen, as hooks for features do."""
+
+    last: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x
+        torch.rand(3)
+        return super().forward(x)
+
+
+def test_looking_for_pairs_leaves_no_traces() -> None:
+    plain = statistics(nn.Sequential(Meter(nn.Identity()), Meter(Network(Keeping(), Block()))))
+    Meter.rows, draws = 0, torch.get_rng_state()
+    classifier = Classifier(plain)
+    assert Meter.rows == 0 and torch.equal(torch.get_rng_state(), draws)
+    assert classifier.module[1].around.blocks[0].last is None  # type: ignore[union-attr,index]
+    assert sum(isinstance(part, FoldedConv2d) for part in classifier.searcher.modules()) == 5  # type: ignore[union-attr]
+    x = torch.rand(16, 3, 8, 8)
+    torch.testing.assert_close(classifier.search(x), classifier.forward(x), rtol=1e-4, atol=1e-5)
+    assert Meter.rows == 64
+
+
+class Switching(nn.Module):
+    """One convolution, and a normalisation for every domain."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.conv(x))
+        return y if x.sum() else -y
+
+
+def test_a_convolution_of_two_normalisations_is_left_alone() -> None:
+    shared = nn.Conv2d(4, 4, 3, padding=1)
+    plain = statistics(nn.Sequential(Block(), nn.Sequential(Switching(shared)), Switching(shared), nn.Sequential(Block())))
+    assert len(pairs(plain)) == 4
+    both = nn.Sequential(nn.Sequential(shared, nn.BatchNorm2d(4)), Branching(), nn.Sequential(shared, nn.BatchNorm2d(4)))
+    assert not pairs(statistics(both))
+
+
+class Features(nn.Module):
+    """Asks for its layers one by one, which their graph does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = []
+        for layer in self.features:
+            x = layer(x)
+            if isinstance(layer, nn.Conv2d):
+                seen.append(x.mean((2, 3)))
+        return torch.cat(seen, 1)
+
+
+class Viewing(nn.Module):
+    """Needs its features in the usual layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.last = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Linear(144, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.features(x).view(len(x), -1))
+        return y
+
+
+@pytest.mark.parametrize("kind", [Features, Viewing])
+def test_a_network_that_needs_its_own_layers_searches_with_them(kind: type[nn.Module]) -> None:
+    classifier, x = Classifier(statistics(kind())), torch.rand(4, 3, 8, 8)
+    assert isinstance(classifier.searcher, FoldedNetwork)
+    classifier.check(x[:1])
+    assert classifier.searcher is classifier.module
+    assert torch.equal(classifier.search(x), classifier.forward(x))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_others_go_on_searching_with_the_faster_ones(name: str) -> None:
+    classifier = Classifier(network(name))
+    classifier.check(torch.rand(1, *SHAPES[name]))
+    assert isinstance(classifier.searcher, FoldedNetwork)
 
 
 def test_witnesses_stand_before_the_model_itself() -> None:
