@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robustkit.attacks.adef import ADef as ADef
     from robustkit.attacks.apgd import APGD as APGD
+    from robustkit.attacks.apgd_l1 import APGDL1 as APGDL1
     from robustkit.attacks.bim import BIM as BIM
     from robustkit.attacks.boundary import Boundary as Boundary
     from robustkit.attacks.di_fgsm import DIFGSM as DIFGSM
@@ -36,6 +37,7 @@ TABLE = {
     "mi-fgsm": "robustkit.attacks.mi_fgsm:MIFGSM",
     "di-fgsm": "robustkit.attacks.di_fgsm:DIFGSM",
     "apgd": "robustkit.attacks.apgd:APGD",
+    "apgd-l1": "robustkit.attacks.apgd_l1:APGDL1",
     "fab": "robustkit.attacks.fab:FAB",
     "square": "robustkit.attacks.square:Square",
     "nes": "robustkit.attacks.nes:NES",
@@ -54,6 +56,7 @@ TABLE = {
 
 __all__ = [
     "APGD",
+    "APGDL1",
     "BIM",
     "DIFGSM",
     "FAB",

@@ -20,10 +20,14 @@ from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import choose, margins
 from robustkit.threats import Threat
+from robustkit.threats.norms import last_norm
 from robustkit.views import GradientView
 
 _ROUNDS, _TOLERANCE = 12, 1.0002
 """Newton rounds of the projection at most, and the growth of a row's step length below which it is done (it overshoots anyway)."""
+
+_FIRST = 128
+"""Coordinates that a step in l1 mostly makes do with."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class FAB(Attack):
 
     name = "fab"
     positional = ("steps",)
-    threats = ("linf", "l2")
+    threats = ("linf", "l2", "l1")
     paper = "Croce & Hein 2020"
     version = 4
     bounded = False
@@ -72,8 +76,8 @@ class FAB(Attack):
         return {"p": choose(first, threat.zero(rows.x), start)}
 
     def step(self, rows: Rows, state: State, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
-        p, euclidean = state["p"], threat.name == "l2"
-        if euclidean:
+        p = state["p"]
+        if threat.name != "linf":
             nearer = choose(margins(view.scores(p), rows.y) > 0, p * self.back, p)
             gradient, value = view.gradient(nearer, margin)
         else:
@@ -86,14 +90,14 @@ class FAB(Attack):
             gradient, value = view.gradient(p, towards)
             nearer = choose(crossed, p * self.back, p)
             value = value + (gradient * (nearer - p)).flatten(1).sum(1)
-        return {"p": self._move(rows.x, nearer, gradient, value, euclidean)}
+        return {"p": self._move(rows.x, nearer, gradient, value, threat.name)}
 
-    def _move(self, x: Tensor, p: Tensor, gradient: Tensor, value: Tensor, euclidean: bool) -> Tensor:
+    def _move(self, x: Tensor, p: Tensor, gradient: Tensor, value: Tensor, norm: str) -> Tensor:
         """Onto the linearised boundary from here and from the clean image, and between the two."""
         w, here, clean = gradient.flatten(1), (x + p).clamp(0, 1).flatten(1), x.flatten(1)
         offset = (w * (here - clean)).sum(1)
-        from_here, from_clean = both = nearest_on_plane(torch.stack([here, clean]), w, torch.stack([value, value - offset]), euclidean)
-        length = torch.linalg.vector_norm(both, dim=2) if euclidean else both.abs().amax(2)
+        from_here, from_clean = both = nearest_on_plane(torch.stack([here, clean]), w, torch.stack([value, value - offset]), norm)
+        length = both.abs().amax(2) if norm == "linf" else last_norm(both, {"l2": 2, "l1": 1}[norm])
         near, far = length.clamp(min=1e-8)
         share = (near / (near + far)).clamp(max=self.alpha)[:, None]
         moved = (here + self.overshoot * from_here) * (1 - share) + (clean + self.overshoot * from_clean) * share
@@ -101,19 +105,47 @@ class FAB(Attack):
         return ahead
 
 
-def nearest_on_plane(x: Tensor, w: Tensor, value: Tensor, euclidean: bool) -> Tensor:
-    """Smallest step d with value + w d = 0 and x + d in the box, in l2 or l_inf, for w (R,D) and points x (R,D) or (P,R,D).
+def nearest_on_plane(x: Tensor, w: Tensor, value: Tensor, norm: str) -> Tensor:
+    """Smallest step d with value + w d = 0 and x + d in the box, in linf, l2 or l1, for w (R,D) and points x (R,D) or (P,R,D).
 
-    Every coordinate moves by min(length x rate, room), rate |w| or 1; the length solves a concave
-    piecewise linear equation by Newton's method from below. Where the plane is out of reach, d goes
-    as far towards it as the box allows.
+    Where the plane is out of reach, d goes as far towards it as the box allows.
     """
     pull = -torch.sign(value)[..., None] * torch.sign(w)
     room = (x - pull.clamp(min=0)).abs()
-    weight = w.abs()
+    moves = _along_the_steepest if norm == "l1" else _all_together
+    return pull * moves(room, w.abs(), value.abs(), norm)
+
+
+def _along_the_steepest(room: Tensor, weight: Tensor, goal: Tensor, norm: str, most: int = 0) -> Tensor:
+    """In l1: every coordinate as far as it has room, the steepest first, until the goal is reached.
+
+    On the CPU the `most` steepest are looked at first, and all of them in the rows where those do not suffice.
+    """
+    size = weight.shape[-1]
+    most = size if weight.is_cuda else most or min(_FIRST, size)
+    steepest, order = weight.topk(most)
+    order = order.expand(*room.shape[:-1], most)
+    left = room.gather(-1, order)
+    reach = steepest * left
+    reached = reach.cumsum(-1)
+    rest = goal[..., None] - (reached - reach)
+    moved = torch.minimum((rest / steepest.clamp(min=1e-30)).clamp(min=0), left)
+    found = torch.zeros_like(room).scatter(-1, order, moved)
+    if most < size:
+        short = (reached[..., -1] < goal).view(-1, len(weight)).any(0).nonzero()[:, 0]
+        if len(short):
+            again = _along_the_steepest(room[..., short, :], weight[short], goal[..., short], norm, size)
+            found.index_copy_(-2, short, again)
+    return found
+
+
+def _all_together(room: Tensor, weight: Tensor, goal: Tensor, norm: str) -> Tensor:
+    """In l2 and linf every coordinate moves by min(length x rate, room), rate |w| or 1; the length solves a
+    concave piecewise linear equation by Newton's method from below.
+    """
+    euclidean = norm == "l2"
     gain, reach = weight.square() if euclidean else weight, weight * room
     cap = room / weight.clamp(min=1e-30) if euclidean else room
-    goal = value.abs()
     length = goal / gain.sum(-1).clamp(min=1e-30)
     for _ in range(_ROUNDS):
         free = (cap - length[..., None]).sign_().clamp_(min=0)  # 1 where there is room left; faster on the CPU than comparing
@@ -123,4 +155,4 @@ def nearest_on_plane(x: Tensor, w: Tensor, value: Tensor, euclidean: bool) -> Te
         if not longer.is_cuda and torch.equal(longer, length):
             break
         length = longer
-    return pull * torch.minimum((weight if euclidean else 1.0) * length[..., None], room)
+    return torch.minimum((weight if euclidean else 1.0) * length[..., None], room)

@@ -46,9 +46,9 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
         ),
         ("l1",): Suite(
             (),
-            ("pgd:steps=100,restarts=5", "pgd:steps=100,restarts=5,loss=margin", "square:queries=5000"),
+            ("apgd-l1:loss=ce,restarts=5", "apgd-l1:loss=dlr-targeted,restarts=1", "fab:steps=100", "square:queries=5000"),
             "pgd:steps=40",
-            "PGD with two losses and Square, with certificates where they pay",
+            "the AutoAttack recipe (APGD-CE, APGD-T, FAB-T, Square) with certificates where they pay, each on what is still open",
             later=("crown-ibp", "crown"),
         ),
         ("l0",): Suite((), ("pgd:steps=100,restarts=5", "pgd:steps=100,restarts=5,loss=margin"), "pgd:steps=40", "PGD with two losses"),

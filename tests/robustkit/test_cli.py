@@ -164,7 +164,7 @@ BAD = [
     ("evaluate model.safetensors --out code.pt/below", 2, "run folder"),
     ("evaluate model.safetensors --out .", 2, "not empty"),
     ("evaluate model.safetensors --suite black-box --threat l0:3", 2, "not defined for threat l0"),
-    ("evaluate model.safetensors --attack fab --threat l1:1", 2, "does not work for threat l1"),
+    ("evaluate model.safetensors --attack nes --threat l1:1", 2, "does not work for threat l1"),
     ("evaluate usercode:pair --data npz:pair.npz --attack apgd:dlr-targeted", 2, "at least 4 classes"),
     ("evaluate usercode:pair --data npz:pair.npz --attack fgsm:loss=dlr", 2, "at least 3 classes"),
     ("evaluate usercode:asserts", 2, "AssertionError"),

@@ -33,6 +33,7 @@ ATTACKS = [
     "mi-fgsm:steps=4",
     "di-fgsm:steps=4",
     "apgd:dlr-targeted,steps=6,restarts=1,targets=2",
+    "apgd-l1:dlr-targeted,steps=6,restarts=1,targets=2",
     "fab:steps=5,targets=2",
     "square:queries=20",
     "nes:queries=60",
