@@ -3,7 +3,9 @@
 Steps along the largest values of the gradient, as many as the best point so far has changed, less a
 third; the step length starts anew whenever that point has become sparser, and shrinks otherwise. The
 search begins in a ball of three times the budget, goes on in one of twice and ends in the ball itself:
-what it meets outside is no witness, and only counted.
+what it meets outside is no witness, and only counted. Deliberate deviations: values that the box holds
+are no part of a step, and the number of values is rounded down, so that two may become one (rounded up,
+as in the authors' code, it stays up to a tenth short of the best point of a linear model).
 """
 
 from __future__ import annotations
@@ -114,10 +116,10 @@ class APGDL1(Attack):
 
 
 def sparse(gradient: Tensor, count: Tensor) -> Tensor:
-    """The signs of a row's largest values, about `count` (R,) of them, scaled to an l1 norm of 1."""
+    """The signs of a row's largest values, `count` (R,) of them rounded down but one at least, scaled to an l1 norm of 1."""
     flat = gradient.flatten(1)
     size = flat.abs()
-    count = count.ceil().long().clamp(1, size.shape[1])
+    count = count.long().clamp(1, size.shape[1])
     most = size.shape[1] if size.is_cuda else int(count.max())
     limit = size.topk(most, dim=1).values.gather(1, count[:, None] - 1)
     signs = flat.sign() * (size >= limit)

@@ -54,7 +54,7 @@ class Linear:
 
 @pytest.mark.parametrize(
     ("classes", "attack", "above"),
-    [(2, APGDL1(restarts=1), 1.05), (5, APGDL1("dlr-targeted", restarts=1), 1.05), (5, FAB(steps=20), 1.02), (10, FAB(steps=30), 1.02)],
+    [(2, APGDL1(restarts=1), 1.01), (5, APGDL1("dlr-targeted", restarts=1), 1.01), (5, FAB(steps=20), 1.02), (10, FAB(steps=30), 1.02)],
     ids=["ce", "dlr-targeted", "fab", "fab-10"],
 )
 def test_just_below_the_nearest_boundary_nothing_just_above_everything(classes: int, attack: Attack, above: float) -> None:
@@ -104,7 +104,7 @@ def test_every_point_lies_in_the_ball_of_its_step(steps: int) -> None:
 def test_a_sparse_step_has_as_many_values_as_asked_for() -> None:
     gradient = streams.normal(streams.row_keys(2, "gradient", torch.arange(4)), (3, 4, 4))
     step = sparse(gradient, torch.tensor([0.0, 1.0, 7.5, 1000.0]))
-    assert (step != 0).flatten(1).sum(1).tolist() == [1, 1, 8, 48]
+    assert (step != 0).flatten(1).sum(1).tolist() == [1, 1, 7, 48]
     torch.testing.assert_close(step.abs().flatten(1).sum(1), torch.ones(4))
     assert bool((step.sign() * gradient >= 0).all())
     largest = gradient.abs() >= gradient.abs().flatten(1).amax(1)[:, None, None, None]
