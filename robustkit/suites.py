@@ -23,14 +23,18 @@ class Suite:
 
 
 _NORMS = ("linf", "l2")
-_SPARSE = ("l1", "l0")
+_L1 = ("l1",)
+_L0 = ("l0",)
 _ROTATION = ("rotation",)
 _FLOW = ("flow",)
+_SPARSE_20 = "apgd-l1:steps=20,restarts=1"
+_SPARSE_40 = "apgd-l1:steps=40,restarts=1"
 
 SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
     "quick": {
         _NORMS: Suite(("ibp",), ("fgsm", "pgd:steps=20"), "pgd:steps=20", "a first look in seconds; not strong enough to report"),
-        _SPARSE: Suite((), ("pgd:steps=20",), "pgd:steps=20", "a first look in seconds; not strong enough to report"),
+        _L1: Suite((), (_SPARSE_20,), _SPARSE_20, "a first look in seconds; not strong enough to report"),
+        _L0: Suite((), ("pgd:steps=20",), "pgd:steps=20", "a first look in seconds; not strong enough to report"),
         _ROTATION: Suite(
             (), ("rotation:mode=random",), "rotation:mode=random", "the worst of ten random rotations and shifts; a first look"
         ),
@@ -44,14 +48,14 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
             "the AutoAttack recipe (APGD-CE, APGD-T, FAB-T, Square) with certificates where they pay, each on what is still open",
             later=("crown-ibp", "crown"),
         ),
-        ("l1",): Suite(
+        _L1: Suite(
             (),
             ("apgd-l1:loss=ce,restarts=5", "apgd-l1:loss=dlr-targeted,restarts=1", "fab:steps=100", "square:queries=5000"),
-            "pgd:steps=40",
+            _SPARSE_40,
             "the AutoAttack recipe (APGD-CE, APGD-T, FAB-T, Square) with certificates where they pay, each on what is still open",
             later=("crown-ibp", "crown"),
         ),
-        ("l0",): Suite((), ("pgd:steps=100,restarts=5", "pgd:steps=100,restarts=5,loss=margin"), "pgd:steps=40", "PGD with two losses"),
+        _L0: Suite((), ("pgd:steps=100,restarts=5", "pgd:steps=100,restarts=5,loss=margin"), "pgd:steps=40", "PGD with two losses"),
         _ROTATION: Suite(
             (),
             ("rotation:mode=grid", "pgd:steps=20,restarts=10,loss=margin"),
@@ -74,10 +78,10 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
             later=("ibp", "crown-ibp", "crown", "alpha-crown"),
             trial=False,
         ),
-        ("l1",): Suite(
+        _L1: Suite(
             (),
-            ("pgd:steps=20",),
-            "pgd:steps=40",
+            (_SPARSE_20,),
+            _SPARSE_40,
             "the cascade: a quick attack, then ever tighter and dearer certifiers, each on what is still open",
             later=("crown-ibp", "crown", "alpha-crown"),
             trial=False,
@@ -89,10 +93,16 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
             ("apgd:loss=ce,restarts=1,eot=20", "apgd:loss=dlr,restarts=1,eot=20"),
             "pgd:steps=40,eot=20",
             "for random models: gradients averaged over 20 draws, witnesses by a vote of fresh draws",
-        )
+        ),
+        _L1: Suite(
+            (),
+            ("apgd-l1:loss=ce,restarts=1,eot=20", "apgd-l1:loss=dlr,restarts=1,eot=20"),
+            "apgd-l1:steps=40,restarts=1,eot=20",
+            "for random models: gradients averaged over 20 draws, witnesses by a vote of fresh draws",
+        ),
     },
     "black-box": {
-        _NORMS: Suite((), ("square:queries=5000",), "square:queries=500", "scores only, no gradients"),
+        (*_NORMS, *_L1): Suite((), ("square:queries=5000",), "square:queries=500", "scores only, no gradients"),
         _ROTATION: Suite((), ("rotation:mode=grid",), "rotation:angles=11,shifts=3", "a grid of rotations and shifts, decisions only"),
     },
     "full": {
@@ -107,6 +117,20 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
                 "square:queries=10000",
             ),
             "pgd:steps=100",
+            "standard with more restarts and losses, several times its cost",
+            later=("crown-ibp", "crown"),
+        ),
+        _L1: Suite(
+            (),
+            (
+                "pgd:steps=100",
+                "apgd-l1:loss=ce,restarts=10",
+                "apgd-l1:loss=dlr,restarts=5",
+                "apgd-l1:loss=dlr-targeted,restarts=2,targets=9",
+                "fab:steps=100,restarts=2",
+                "square:queries=10000",
+            ),
+            "apgd-l1:steps=100,restarts=1",
             "standard with more restarts and losses, several times its cost",
             later=("crown-ibp", "crown"),
         ),

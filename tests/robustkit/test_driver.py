@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from robustkit import registry
 from robustkit.attacks.apgd import APGD
+from robustkit.attacks.apgd_l1 import APGDL1
 from robustkit.attacks.bim import BIM
+from robustkit.attacks.fab import FAB
 from robustkit.attacks.fgsm import FGSM
 from robustkit.attacks.pgd import PGD
 from robustkit.attacks.square import Square
@@ -25,7 +27,7 @@ from robustkit.errors import BadInput
 from robustkit.methods import Attack, Result
 from robustkit.models import build, load_model
 from robustkit.numerics import PAD
-from robustkit.threats import L2, Linf, Threat
+from robustkit.threats import L1, L2, Linf, Threat
 
 BATCHES = (1, 7, 64, 256)
 
@@ -42,6 +44,8 @@ CASES: dict[str, tuple[Attack, Threat, dict[str, Any]]] = {
     "apgd": (APGD(steps=12, restarts=2), Linf("0.02"), {}),
     "apgd-targets": (APGD("dlr-targeted", steps=6, restarts=1), Linf("0.02"), {}),
     "apgd-l2-never": (APGD(steps=10, restarts=1), L2("0.1"), {"stop": "never"}),
+    "apgd-l1": (APGDL1(steps=12, restarts=2), L1("0.5"), {}),
+    "fab-l1": (FAB(steps=6, targets=3), L1("0.5"), {}),
     "square": (Square(queries=20, restarts=2), Linf("0.02"), {}),
     "square-l2-never": (Square(queries=20), L2("0.2"), {"stop": "never"}),
 }
@@ -61,6 +65,7 @@ def test_results_do_not_depend_on_the_batch_size(case: str) -> None:
 
 SHORT = {
     "adef": ("adef:steps=6", "flow:eps=1"),
+    "apgd-l1": ("apgd-l1:steps=20,restarts=2", "l1:1"),
     "boundary": ("boundary:queries=80", "l2:0.5"),
     "foolbox": ("foolbox:ddn,steps=6", "l2:0.5"),
     "nes": ("nes:queries=120,samples=10", "linf:0.02"),
