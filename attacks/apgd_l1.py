@@ -25,6 +25,7 @@ from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import choose, constant, wide
 from robustkit.threats import Threat
+from robustkit.threats.sparse import signs_of_largest
 from robustkit.views import GradientView
 
 BALLS = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
@@ -97,7 +98,7 @@ class APGDL1(Attack):
         p, gradient = choose(sparser, best, p), choose(sparser, best_gradient, gradient)
         image = rows.x + p
         gradient = gradient * torch.where(gradient > 0, image < 1, image > 0)
-        moved = p + sparse(gradient, changed / _DENSITY) * wide(length, p)
+        moved = p + signs_of_largest(gradient, changed / _DENSITY) * wide(length, p)
         moved = choose(ahead < radius, best, moved)
         return {
             "p": threat.project(rows.x, moved, rows.eps * ahead),
@@ -113,14 +114,3 @@ class APGDL1(Attack):
         radii = constant((self.radii[0] + 1, *self.radii), torch.float32, steps.device)
         at = steps.clamp(max=self.steps - 1) + 1
         return radii[at], radii[at + 1], radii[at] < radii[at - 1]
-
-
-def sparse(gradient: Tensor, count: Tensor) -> Tensor:
-    """The signs of a row's largest values, `count` (R,) of them rounded down but one at least, scaled to an l1 norm of 1."""
-    flat = gradient.flatten(1)
-    size = flat.abs()
-    count = count.long().clamp(1, size.shape[1])
-    most = size.shape[1] if size.is_cuda else int(count.max())
-    limit = size.topk(most, dim=1).values.gather(1, count[:, None] - 1)
-    signs = flat.sign() * (size >= limit)
-    return (signs / signs.abs().sum(1, keepdim=True).clamp(min=1)).view_as(gradient)

@@ -135,7 +135,7 @@ def evaluate(
         "labels": labels,
         "stages": [s.describe() for s in stages],
         "seed": seed,
-    }
+    } | ({"threat_version": threat_.version} if threat_.version > 1 else {})
     folder = Path(out) if out is not None else _folder(specification, resumes=classifier.sha256 is not None)
     store = Store(folder)
     with store.locked(), threads_for(images.shape):

@@ -55,6 +55,8 @@ class Threat(ABC):
     name: ClassVar[str] = ""
     positional: ClassVar[tuple[str, ...]] = ("eps",)
     unit: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    """Of its steps and projections: runs of another version are not resumed."""
     reaches_every_image: ClassVar[bool] = False
     """Whether every image of the box can be made of every other at the `unbounded` budget."""
 

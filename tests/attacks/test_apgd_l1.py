@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from robustkit import streams
 from robustkit.attacks import APGDL1, FAB
-from robustkit.attacks.apgd_l1 import sparse
 from robustkit.attacks.fab import nearest_on_plane
 from robustkit.classifier import Classifier
 from robustkit.driver import Driver
@@ -19,6 +18,7 @@ from robustkit.judge import Judge
 from robustkit.methods import Attack
 from robustkit.samples import Outcome, Samples
 from robustkit.threats import L1
+from robustkit.threats.sparse import signs_of_largest
 
 COUNT, SIZE = 12, 64
 
@@ -103,10 +103,10 @@ def test_every_point_lies_in_the_ball_of_its_step(steps: int) -> None:
 
 def test_a_sparse_step_has_as_many_values_as_asked_for() -> None:
     gradient = streams.normal(streams.row_keys(2, "gradient", torch.arange(4)), (3, 4, 4))
-    step = sparse(gradient, torch.tensor([0.0, 1.0, 7.5, 1000.0]))
+    step = signs_of_largest(gradient, torch.tensor([0.0, 1.0, 7.5, 1000.0]))
     assert (step != 0).flatten(1).sum(1).tolist() == [1, 1, 7, 48]
     torch.testing.assert_close(step.abs().flatten(1).sum(1), torch.ones(4))
     assert bool((step.sign() * gradient >= 0).all())
     largest = gradient.abs() >= gradient.abs().flatten(1).amax(1)[:, None, None, None]
     assert bool((step[1] != 0).eq(largest[1]).all())
-    assert not bool(sparse(torch.zeros(2, 1, 3, 3), torch.tensor([1.0, 4.0])).any())
+    assert not bool(signs_of_largest(torch.zeros(2, 1, 3, 3), torch.tensor([1.0, 4.0])).any())

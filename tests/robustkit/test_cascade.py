@@ -57,7 +57,7 @@ def plan(threat: str, **options: Any) -> list[Stage]:
 def test_the_attack_comes_first_then_ever_dearer_certifiers_to_their_end() -> None:
     stages = plan("linf:0.1")
     assert [s.method.name for s in stages if s.mode == "settle"] == CASCADE
-    assert [s.method.name for s in plan("l1:1") if s.mode == "settle"] == ["pgd", "crown-ibp", "crown", "alpha-crown"]
+    assert [s.method.name for s in plan("l1:1") if s.mode == "settle"] == ["apgd-l1", "crown-ibp", "crown", "alpha-crown"]
     assert not any(s.on_trial for s in stages)
     assert all(s.optional for s in stages if s.mode == "settle")
     costs = [s.method.cost for s in stages if isinstance(s.method, Certifier)]

@@ -191,17 +191,28 @@ def test_steepest_ascent_in_each_norm() -> None:
     assert torch.allclose(torch.nn.functional.normalize(stepped.flatten(1)), torch.nn.functional.normalize(gradient.flatten(1)))
 
 
+def test_l1_steps_change_few_values_equally() -> None:
+    gradient = torch.randn(3, 1, 20, 20, generator=torch.Generator().manual_seed(0))
+    length = torch.tensor([0.01, 0.2, 3.0], dtype=torch.float64)
+    stepped = L1("1").step(torch.zeros_like(gradient), gradient, length).flatten(1)
+    assert (stepped != 0).sum(1).tolist() == [1, 4, 8]  # 2 % of 400, but each moves by a twentieth of the box at least
+    assert stepped.abs().sum(1).tolist() == pytest.approx(length.tolist())
+    for moved, slope in zip(stepped, gradient.flatten(1), strict=True):
+        largest = slope.abs().topk(int((moved != 0).sum())).indices
+        assert torch.allclose(moved[largest], slope[largest].sign() * moved.abs().max())
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1e-25, 1e-34, 1e20])
 def test_a_step_does_not_depend_on_the_gradients_scale(scale: float) -> None:
     gradient = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
     zero, length = torch.zeros_like(gradient), torch.tensor([0.5], dtype=torch.float64)
-    for threat in (Linf("1"), L2("1")):
+    for threat in (Linf("1"), L2("1"), L1("1")):
         assert torch.allclose(threat.step(zero, gradient * scale, length), threat.step(zero, gradient, length), atol=1e-4)
 
 
 def test_a_vanished_gradient_does_not_move() -> None:
     p = torch.rand(2, 1, 2, 2)
-    for threat in (Linf("1"), L2("1")):
+    for threat in (Linf("1"), L2("1"), L1("1")):
         assert torch.equal(threat.step(p, torch.zeros_like(p), torch.ones(2, dtype=torch.float64)), p)
 
 
