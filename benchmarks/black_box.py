@@ -46,10 +46,10 @@ PAIRS = (
     ("boundary:5000", "boundary:5000,sampler=auto", "untargeted", "l2"),
 )
 BUSY = (
-    ("nes:queries=1200", "linf"),
-    ("nes:queries=1200,sampler=(low-frequency:1/4)", "linf"),
+    ("nes:queries=5000", "linf"),
+    ("nes:queries=5000,sampler=(low-frequency:1/4)", "linf"),
     ("square:100", "linf"),
-    ("nes:queries=1200", "l2"),
+    ("nes:queries=5000", "l2"),
     ("square:1000", "l2"),
     ("boundary:1000", "l2"),
 )
