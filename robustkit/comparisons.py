@@ -13,6 +13,7 @@ surrogate is the model itself with its gradients averaged over noise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,10 +113,10 @@ class Comparisons:
     def choice_of_loss(self) -> Verdict:
         """APGD on the targeted DLR loss, which does not depend on the scale of the logits."""
         cure = "do not report PGD on cross-entropy alone: use --suite standard, which also has losses free of the logits' scale"
-        try:
-            return self._against("apgd:loss=dlr-targeted,steps=20,restarts=1", cure)
-        except BadInput:  # too few classes for DLR, or a threat that APGD does not know
-            return self._against("pgd:steps=40,loss=margin", cure)
+        for apgd in ("apgd:loss=dlr-targeted,steps=20,restarts=1", "apgd-l1:loss=dlr-targeted,steps=40,restarts=1"):
+            with suppress(BadInput):  # too few classes for DLR, or a threat that it does not know
+                return self._against(apgd, cure)
+        return self._against("pgd:steps=40,loss=margin", cure)
 
     def _against(self, other: str | Attack, cure: str) -> Verdict:
         probe = self.probe

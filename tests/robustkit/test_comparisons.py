@@ -116,7 +116,14 @@ def test_saturated_logits_hide_from_cross_entropy(make: Make, network: nn.Module
             found: Tensor = 1e4 * self.network(x)
             return found
 
-    assert statuses(make(Loud()))["choice_of_loss"] == "error"
+    for threat in ("linf:0.1", "l1:1"):
+        assert statuses(make(Loud(), threat))["choice_of_loss"] == "error"
+
+
+def test_in_l1_the_check_of_the_loss_is_made_with_the_apgd_for_l1(make: Make, network: nn.Module) -> None:
+    status, message, _ = make(network, "l1:1").choice_of_loss()
+    assert status == "pass"
+    assert message.startswith("apgd-l1 breaks ")
 
 
 def test_what_the_run_has_found_itself_is_a_warning(make: Make, network: nn.Module) -> None:
