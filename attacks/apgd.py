@@ -112,7 +112,7 @@ class APGD(Attack):
             p = choose(stalled, new["best"], p)
             gradient = choose(stalled, new["best_gradient"], gradient)
             new["previous"] = choose(stalled, p, state["previous"])
-        ahead = threat.project(rows.x, threat.step(p, gradient, new["length"]), rows.eps)
+        ahead = threat.project(rows.x, threat.step(rows.x, p, gradient, new["length"]), rows.eps)
         share = wide(torch.where(first, 1.0, self.momentum).to(p.dtype), p)
         moved = torch.lerp(p, ahead, share).addcmul_(p - new["previous"], 1 - share)
         new["p"], new["previous"] = threat.project(rows.x, moved, rows.eps), p

@@ -39,7 +39,7 @@ class DIFGSM(MIFGSM):
         p = state["p"]
         grid = self._grid(rows)
         gradient, _ = view.gradient(p, LOSSES[self.loss], lambda image: _sample(image, grid))
-        ahead = threat.step(p, self.direction(state, gradient), rows.eps * self.share)
+        ahead = threat.step(rows.x, p, self.direction(state, gradient), rows.eps * self.share)
         return state | {"p": threat.project(rows.x, ahead, rows.eps)}
 
     def _grid(self, rows: Rows) -> Tensor:

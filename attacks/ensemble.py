@@ -85,7 +85,7 @@ class Transfer(DIFGSM):
         gradient = threat.gradient(rows.x, p, objective)[0].nan_to_num_(0.0, 0.0, 0.0)
         for surrogate in view.shared["surrogates"]:
             surrogate.backwards += len(rows)
-        ahead = threat.step(p, self.direction(state, gradient), rows.eps * self.share)
+        ahead = threat.step(rows.x, p, self.direction(state, gradient), rows.eps * self.share)
         return state | {"p": threat.project(rows.x, ahead, rows.eps)}
 
 

@@ -89,7 +89,7 @@ class Envelope(Attack):
             done = (rows.steps * self.every + number) / self.steps
             gradient, z = self._ascent(rows, p, view, threat, z)
             length = rows.eps * float(self.step_size) * (1 - 0.9 * done).clamp(min=0.1)
-            p = threat.project(rows.x, threat.step(p, gradient, length), rows.eps)
+            p = threat.project(rows.x, threat.step(rows.x, p, gradient, length), rows.eps)
         return {"p": p}
 
     def _ascent(self, rows: Rows, p: Tensor, view: ScoreView, threat: Threat, z: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -36,4 +36,4 @@ class FGSM(Attack):
 
     def step(self, rows: Rows, state: State, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
         gradient, _ = view.gradient(state["p"], LOSSES[self.loss])
-        return {"p": threat.project(rows.x, threat.step(state["p"], gradient, rows.eps), rows.eps)}
+        return {"p": threat.project(rows.x, threat.step(rows.x, state["p"], gradient, rows.eps), rows.eps)}

@@ -150,7 +150,7 @@ class NES(Attack):
         odds = log_odds(logits, torch.where(aimed, rows.target, rows.y))
         loss = torch.where(aimed[:, None], odds, -odds)  # to be lowered
         state = self.follow(state, estimate(loss, noise), loss.mean(1))
-        moved = threat.step(p, -state["mean"], state["rate"] * rows.eps)
+        moved = threat.step(rows.x, p, -state["mean"], state["rate"] * rows.eps)
         return state | {"p": threat.project(rows.x, moved, rows.eps)}
 
     def inside(self, rows: Rows, points: Tensor, threat: Threat) -> Tensor:

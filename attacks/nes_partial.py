@@ -103,8 +103,9 @@ def _move(nes: NES, rows: Rows, state: State, shrink: Tensor, view: ScoreView, t
     def each(value: Tensor) -> Tensor:
         return value.repeat_interleave(PROPOSALS, 0)
 
-    moved = threat.step(each(p), each(-state["mean"]), lengths.flatten())
-    points = threat.project(each(rows.x), moved, balls.flatten()).view(len(p), PROPOSALS, *p.shape[1:])
+    x = each(rows.x)
+    moved = threat.step(x, each(p), each(-state["mean"]), lengths.flatten())
+    points = threat.project(x, moved, balls.flatten()).view(len(p), PROPOSALS, *p.shape[1:])
     kept = _keeps(nes, rows, points, view)
     first = kept.to(torch.int8).argmax(1)
     taken = kept.any(1)

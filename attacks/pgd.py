@@ -66,7 +66,7 @@ class PGD(Attack):
     def step(self, rows: Rows, state: State, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
         p = state["p"]
         gradient = self.direction(state, view.gradient(p, LOSSES[self.loss])[0])
-        return state | {"p": threat.project(rows.x, threat.step(p, gradient, rows.eps * self.share), rows.eps)}
+        return state | {"p": threat.project(rows.x, threat.step(rows.x, p, gradient, rows.eps * self.share), rows.eps)}
 
     def direction(self, state: State, gradient: Tensor) -> Tensor:
         """What is followed, from the gradient at p."""

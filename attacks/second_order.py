@@ -66,7 +66,7 @@ class SecondOrder(PGD):
             return (image[:, None] + noise).flatten(0, 1)
 
         gradient, _ = view.gradient(p, LOSSES[self.loss], noisy, self.draws)
-        ahead = threat.step(p, self.direction(state, gradient), rows.eps * self.share)
+        ahead = threat.step(rows.x, p, self.direction(state, gradient), rows.eps * self.share)
         return state | {"p": threat.project(rows.x, ahead, rows.eps)}
 
     def _scale(self, rows: Rows, threat: Threat) -> Tensor:

@@ -113,7 +113,7 @@ class Universal(Attack):
             for number, where in enumerate(order.tensor_split(parts)):
                 left = 1 - (epoch * parts + number) / (self.epochs * parts)
                 gradient = self._gradient(classifier, pool.subset(where), streams.child(keys[where], 0), p)
-                ahead = threat.step(p, gradient, length * float(self.step_size) * left)
+                ahead = threat.step(p + 0.5, p, gradient, length * float(self.step_size) * left)
                 p = within_norm(ahead, length, threat.name)
             yield p
 

@@ -45,7 +45,7 @@ def fooling(model: Classifier, x: Tensor, y: Tensor, threat: Threat, steps: int,
 
         gradient, _ = threat.gradient(x, p, objective)
         length = eps * (0.1 if step < steps // 2 else 0.02)
-        p = threat.project(x, threat.step(p, gradient, length), eps)
+        p = threat.project(x, threat.step(x, p, gradient, length), eps)
         image = threat.apply(x, p)
         with torch.no_grad():
             score = reconstruction_error(model, image) if selective else torch.full(y.shape, -float(step))

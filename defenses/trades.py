@@ -64,7 +64,7 @@ class Divergence(PGD):
 
     def step(self, rows: Rows, state: State, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
         gradient, _ = view.gradient(state["p"], lambda logits, y, target: divergence(state["clean"], logits))
-        return state | {"p": threat.project(rows.x, threat.step(state["p"], gradient, rows.eps * self.share), rows.eps)}
+        return state | {"p": threat.project(rows.x, threat.step(rows.x, state["p"], gradient, rows.eps * self.share), rows.eps)}
 
 
 def divergence(clean: Tensor, other: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def outermost(threat: Threat, x: Tensor, eps: Tensor, keys: Tensor) -> Tensor:
     """A random parameter as far out as the budget allows, in l_inf a corner of the ball: a step of twice the budget, as the box takes
     much of one."""
     zero = threat.zero(x)
-    return threat.project(x, threat.step(zero, streams.normal(keys, tuple(zero.shape[1:])), eps * 2), eps)
+    return threat.project(x, threat.step(x, zero, streams.normal(keys, tuple(zero.shape[1:])), eps * 2), eps)
 
 
 @dataclass

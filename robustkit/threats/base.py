@@ -107,8 +107,8 @@ class Threat(ABC):
         """The nearest parameter within the budget, rounded inward so that `contains` holds."""
 
     @abstractmethod
-    def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
-        """Steepest ascent from p by (R,) `length` in the family's own norm (not projected)."""
+    def step(self, x: Tensor, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
+        """Steepest ascent from p of images x by (R,) `length` in the family's own norm (not projected)."""
 
     @abstractmethod
     def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:

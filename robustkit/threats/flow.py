@@ -41,7 +41,7 @@ class Flow(Threat):
         scale = torch.where(length > most * (1 - 1e-12), most * (1 - 2.5e-7) / length.clamp(min=1e-300), 1.0)
         return p * float32_below(scale)
 
-    def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
+    def step(self, x: Tensor, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
         """Every pixel along its own gradient, all by the same length."""
         direction = gradient / _length(gradient).clamp(min=1e-300)
         return (p + direction * length[:, None, None, None]).to(p.dtype)

@@ -124,7 +124,7 @@ class Linf(NormThreat):
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
         return p.clamp(*limits(x, eps))
 
-    def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
+    def step(self, x: Tensor, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
         return torch.addcmul(p, gradient.sign(), wide(length.to(p.dtype), p))
 
     def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
@@ -150,7 +150,7 @@ class L2(NormThreat):
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
         return shorten_(p.clamp(*limits(x)), eps)
 
-    def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
+    def step(self, x: Tensor, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)  # float32 has no squares of 1e-25
         factor = (length / norm.clamp(min=1e-45)).clamp(max=1e38)
         return torch.addcmul(p, gradient, wide(factor.to(p.dtype), p))

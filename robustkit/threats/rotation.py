@@ -79,7 +79,7 @@ class Rotation(Threat):
         inner = float32_below(eps)[:, None]
         return torch.minimum(torch.maximum(self.free(p), -inner), inner)
 
-    def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
+    def step(self, x: Tensor, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
         return torch.addcmul(p, gradient.sign(), wide(length.to(p.dtype), p))
 
     def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:

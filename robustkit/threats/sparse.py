@@ -42,15 +42,18 @@ class L1(NormThreat):
         scale = torch.where((cut > 0) | (total > most), scale, 1.0).to(length.dtype)
         return torch.minimum(shrunk.mul_(scale[:, None]), room).mul_(p.sign().flatten(1)).view_as(p)
 
-    def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
-        """Along the gradient's largest values, 2 % of all of them, with equal lengths between 1/20 and 1/2 of the box.
+    def step(self, x: Tensor, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
+        """Along the gradient's largest values, 2 % of all of them, with equal lengths between 1/20 and 1/8 of the box.
 
         The steepest direction proper has a single coordinate, far too slow for networks (Tramèr &
-        Boneh 2019, https://arxiv.org/abs/1904.13000).
+        Boneh 2019, https://arxiv.org/abs/1904.13000). Values that the box lets move by less than a
+        quarter of their part are passed over: a step along them alone would not leave p.
         """
         share = length.new_full((), math.prod(p.shape[1:]) / 50)
-        count = torch.maximum(torch.minimum(share, length * 20), length * 2)
-        return torch.addcmul(p, signs_of_largest(gradient, count), wide(length.to(p.dtype), p))
+        count = torch.maximum(torch.minimum(share, length * 20), length * 8).long().clamp(min=1)
+        room = torch.where(gradient > 0, 1 - x - p, x + p)
+        free = torch.where(room > wide((length / count / 4).to(p.dtype), p), gradient, 0)
+        return torch.addcmul(p, signs_of_largest(free, count), wide(length.to(p.dtype), p))
 
     def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:
         drawn = streams.normal(streams.child(keys, 0), tuple(x.shape[1:]))
@@ -100,25 +103,27 @@ class L0(NormThreat):
     """At most eps pixels change, all their channels freely within the box."""
 
     name = "l0"
+    version = 2
 
     def size(self, x: Tensor, p: Tensor) -> Tensor:
         change = (self.apply(x, p) != x).any(1)
         return change.flatten(1).sum(1).double()
 
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
-        p = p.clamp(*limits(x))
-        weight = p.abs().sum(1).flatten(1)
-        rank = weight.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        """The nearest parameter: of every pixel it counts how much nearer to p changing it brings."""
+        inside = p.clamp(*limits(x))
+        nearer = (inside.double() * (p.double() - inside.double() / 2)).sum(1).flatten(1)
+        rank = nearer.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         kept = (rank < eps.floor()[:, None]).view(len(p), 1, *p.shape[2:])
-        return p * kept
+        return inside * kept
 
-    def step(self, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
+    def step(self, x: Tensor, p: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
         """Along the gradient over its l1 norm (Croce & Hein 2019, https://arxiv.org/abs/1909.05040).
 
-        The length counts pixels, spread over a twentieth of all values: shorter steps would be cut
-        off by the projection before a new pixel can take the place of an old one.
+        Far beyond the box, a value by 100 times the length in the mean: the projection then keeps the
+        pixels whose move to the box's edge gains most. After short steps it keeps the old ones.
         """
-        norm = gradient.flatten(1).abs().mean(1).clamp(min=1e-30) * 20
+        norm = gradient.flatten(1).abs().mean(1).clamp(min=1e-30) / 100
         return torch.addcmul(p, gradient, wide(length.to(p.dtype) / norm, p))
 
     def random(self, x: Tensor, eps: Tensor, keys: Tensor, *, boundary: bool = False) -> Tensor:

@@ -24,7 +24,7 @@ from robustkit.judge import Judge
 from robustkit.methods import Attack
 from robustkit.radius import search_radius
 from robustkit.samples import Outcome, Samples
-from robustkit.threats import L2, Linf, Threat
+from robustkit.threats import L0, L1, L2, Linf, Threat
 
 SIZE, COUNT = 36, 24
 FAMILIES: dict[str, type[Threat]] = {"linf": Linf, "l2": L2}
@@ -113,6 +113,35 @@ def test_the_best_point_is_found_where_the_box_is_in_the_way(attack: Attack, fam
     share = gained(Linear(2, spread=1.0), attack, FAMILIES[family](eps))
     assert float(share.max()) <= 1 + 1e-6
     assert float(share.min()) >= (0.9999 if family == "linf" else 0.98)
+
+
+@pytest.mark.parametrize("spread", [0.2, 1.0])
+@pytest.mark.parametrize("size", [(1, 6, 6), (3, 16, 16)])
+@pytest.mark.parametrize("eps", ["0.5", "3", "12"])
+@pytest.mark.parametrize("family", [L1, L0])
+def test_the_best_sparse_change_is_found(family: type[Threat], eps: str, size: tuple[int, int, int], spread: float) -> None:
+    threat = family(max(1, int(float(eps))) if family is L0 else eps)
+    weight = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    x = 0.5 + spread * (torch.rand(COUNT, *size, generator=torch.Generator().manual_seed(1)) - 0.5)
+    layer = nn.Linear(x[0].numel(), 2)
+    layer.weight.data, layer.bias.data = weight.flatten(1), -0.5 * weight.flatten(1).sum(1)
+    model = nn.Sequential(nn.Flatten(), layer)
+    y = Classifier(model).logits(x).argmax(1)
+    direction = (weight[1 - y] - weight[y]).double()
+    room = torch.where(direction > 0, 1 - x.double(), x.double())
+    if family is L0:
+        best = (direction.abs() * room).sum(1).flatten(1).topk(int(threat.eps), dim=1).values.sum(1)
+    else:  # the values that gain most are filled up first
+        slope, order = direction.abs().flatten(1).sort(dim=1, descending=True)
+        sorted_room = room.flatten(1).gather(1, order)
+        used = (float(threat.eps) - (sorted_room.cumsum(1) - sorted_room)).clamp(min=0).minimum(sorted_room)
+        best = (used * slope).sum(1)
+    result = PGD()(model, x, y, threat=threat, stop="never")
+    assert bool(threat.contains(x, result.parameters).all())
+    share = ((result.adversarial.double() - x.double()) * direction).flatten(1).sum(1) / best
+    assert float(share.max()) <= 1 + 1e-6
+    assert float(share.min()) >= (0.99 if family is L0 else 0.92)  # l1: equal steps along what gains most, whatever it gains
+    assert float(share.mean()) >= 0.97
 
 
 # ---- the nearest boundary

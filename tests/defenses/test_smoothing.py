@@ -117,7 +117,7 @@ def test_smoothadv_climbs_the_mean_score_and_not_the_mean_loss(spied: Spy, batch
     gradient = torch.autograd.grad(soft_loss(spied, leaf, noise, batch.y).sum(), leaf)[0]
     threat = L2("0.25")
     eps = torch.full((len(batch.x),), 0.25, dtype=torch.float64)
-    wanted = threat.apply(batch.x, threat.project(batch.x, threat.step(torch.zeros_like(leaf), gradient, 2 * eps), eps))
+    wanted = threat.apply(batch.x, threat.project(batch.x, threat.step(batch.x, torch.zeros_like(leaf), gradient, 2 * eps), eps))
     torch.testing.assert_close((Spy.fed[1].view_as(noise) - noise).mean(1), wanted, atol=1e-4, rtol=0)
 
 

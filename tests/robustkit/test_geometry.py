@@ -125,7 +125,7 @@ def test_rows_do_not_depend_on_their_neighbours(threat: Threat) -> None:
         lambda i: threat.project(x[i], p[i], eps[i]),
         lambda i: threat.random(x[i], eps[i], keys[i]),
         lambda i: threat.random(x[i], eps[i], keys[i], boundary=True),
-        lambda i: threat.step(p[i], slope[i], eps[i]),
+        lambda i: threat.step(x[i], p[i], slope[i], eps[i]),
         lambda i: threat.size(x[i], p[i]),
         lambda i: threat.gradient(x[i], p[i], lambda image: image.square().flatten(1).sum(1))[0],
     ]
@@ -204,12 +204,12 @@ def test_gradients_are_finite_differences(threat: Threat) -> None:
 
 
 def test_steepest_ascent() -> None:
-    length = torch.tensor([0.5], dtype=torch.float64)
-    stepped = Rotation().step(torch.zeros(1, 3), torch.tensor([[1e-20, -5.0, 0.0]]), length)
+    x, length = torch.rand(1, 1, 2, 2), torch.tensor([0.5], dtype=torch.float64)
+    stepped = Rotation().step(x, torch.zeros(1, 3), torch.tensor([[1e-20, -5.0, 0.0]]), length)
     assert stepped.tolist() == [[0.5, -0.5, 0.0]]
     gradient = torch.zeros(1, 2, 2, 2)
     gradient[0, :, 0, 0], gradient[0, :, 1, 1] = torch.tensor([3e-30, 4e-30]), torch.tensor([-5.0, 0.0])
-    flow = Flow(1).step(torch.zeros_like(gradient), gradient, length)
+    flow = Flow(1).step(x, torch.zeros_like(gradient), gradient, length)
     assert flow[0, :, 0, 0].tolist() == pytest.approx([0.3, 0.4])
     assert flow[0, :, 1, 1].tolist() == [-0.5, 0.0]
     assert bool((flow[0, :, 0, 1] == 0).all())  # where the gradient vanishes nothing moves

@@ -138,7 +138,7 @@ def test_rows_do_not_depend_on_their_neighbours(family: str) -> None:
         lambda i: threat.project(x[i], p[i], eps[i]),
         lambda i: threat.random(x[i], eps[i], keys[i]),
         lambda i: threat.random(x[i], eps[i], keys[i], boundary=True),
-        lambda i: threat.step(x[i], p[i], eps[i]),
+        lambda i: threat.step(x[i], 0.1 * p[i], p[i], eps[i]),
         lambda i: threat.size(x[i], p[i]),
     ]
     for what in ways:
@@ -184,9 +184,9 @@ def test_steepest_ascent_in_each_norm() -> None:
     generator = torch.Generator().manual_seed(0)
     gradient = torch.randn(2, 1, 4, 4, generator=generator)
     length = torch.tensor([0.5, 2.0], dtype=torch.float64)
-    zero = torch.zeros_like(gradient)
-    assert torch.equal(Linf("1").step(zero, gradient, length), gradient.sign() * length.view(2, 1, 1, 1).float())
-    stepped = L2("1").step(zero, gradient, length)
+    x, zero = torch.rand_like(gradient), torch.zeros_like(gradient)
+    assert torch.equal(Linf("1").step(x, zero, gradient, length), gradient.sign() * length.view(2, 1, 1, 1).float())
+    stepped = L2("1").step(x, zero, gradient, length)
     assert stepped.flatten(1).norm(dim=1).tolist() == pytest.approx([0.5, 2.0])
     assert torch.allclose(torch.nn.functional.normalize(stepped.flatten(1)), torch.nn.functional.normalize(gradient.flatten(1)))
 
@@ -194,26 +194,54 @@ def test_steepest_ascent_in_each_norm() -> None:
 def test_l1_steps_change_few_values_equally() -> None:
     gradient = torch.randn(3, 1, 20, 20, generator=torch.Generator().manual_seed(0))
     length = torch.tensor([0.01, 0.2, 3.0], dtype=torch.float64)
-    stepped = L1("1").step(torch.zeros_like(gradient), gradient, length).flatten(1)
-    assert (stepped != 0).sum(1).tolist() == [1, 4, 8]  # 2 % of 400, but each moves by a twentieth of the box at least
+    grey, zero = torch.full_like(gradient, 0.5), torch.zeros_like(gradient)
+    stepped = L1("1").step(grey, zero, gradient, length).flatten(1)
+    assert (stepped != 0).sum(1).tolist() == [1, 4, 24]  # 2 % of 400, but each moves by between 1/20 and 1/8 of the box
     assert stepped.abs().sum(1).tolist() == pytest.approx(length.tolist())
     for moved, slope in zip(stepped, gradient.flatten(1), strict=True):
         largest = slope.abs().topk(int((moved != 0).sum())).indices
         assert torch.allclose(moved[largest], slope[largest].sign() * moved.abs().max())
 
 
+def test_l1_steps_pass_over_values_that_the_box_holds() -> None:
+    gradient = torch.tensor([4.0, -3.0, 2.0, -1.0]).view(1, 1, 2, 2)
+    x = torch.tensor([1.0, 0.0, 0.5, 0.5]).view(1, 1, 2, 2)
+    length = torch.tensor([0.2], dtype=torch.float64)  # of one value
+    moved = L1("1").step(x, torch.zeros_like(x), gradient, length)
+    assert torch.allclose(moved, torch.tensor([0.0, 0.0, 0.2, 0.0]).view(1, 1, 2, 2))
+    p = torch.tensor([-0.1, 0.0, 0.48, 0.0]).view(1, 1, 2, 2)
+    moved = L1("1").step(x, p, gradient, length)  # the first has room again, the third hardly any
+    assert torch.allclose(moved - p, torch.tensor([0.2, 0.0, 0.0, 0.0]).view(1, 1, 2, 2))
+    moved = L1("1").step(x, p, gradient * torch.tensor([0.0, 1, 1, 1]).view(1, 1, 2, 2), length)
+    assert torch.allclose(moved - p, torch.tensor([0.0, 0.0, 0.0, -0.2]).view(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_l0_projection_is_the_nearest_point(channels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, p = torch.rand(20, channels, 1, 5, generator=generator), torch.randn(20, channels, 1, 5, generator=generator)
+    projected = L0("2").project(x, p, torch.full((20,), 2.0, dtype=torch.float64))
+    inside = p.clamp(-x, 1 - x)
+    rivals = []
+    for pixels in itertools.combinations(range(5), 2):
+        kept = torch.zeros(5)
+        kept[list(pixels)] = 1
+        rivals.append((inside * kept - p).flatten(1).norm(dim=1))
+    assert torch.allclose((projected - p).flatten(1).norm(dim=1), torch.stack(rivals).amin(0), atol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1e-25, 1e-34, 1e20])
 def test_a_step_does_not_depend_on_the_gradients_scale(scale: float) -> None:
     gradient = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
-    zero, length = torch.zeros_like(gradient), torch.tensor([0.5], dtype=torch.float64)
+    x, zero, length = torch.full_like(gradient, 0.5), torch.zeros_like(gradient), torch.tensor([0.5], dtype=torch.float64)
     for threat in (Linf("1"), L2("1"), L1("1")):
-        assert torch.allclose(threat.step(zero, gradient * scale, length), threat.step(zero, gradient, length), atol=1e-4)
+        assert torch.allclose(threat.step(x, zero, gradient * scale, length), threat.step(x, zero, gradient, length), atol=1e-4)
 
 
 def test_a_vanished_gradient_does_not_move() -> None:
-    p = torch.rand(2, 1, 2, 2)
+    x, p = torch.rand(2, 1, 2, 2), torch.rand(2, 1, 2, 2)
     for threat in (Linf("1"), L2("1"), L1("1")):
-        assert torch.equal(threat.step(p, torch.zeros_like(p), torch.ones(2, dtype=torch.float64)), p)
+        assert torch.equal(threat.step(x, p, torch.zeros_like(p), torch.ones(2, dtype=torch.float64)), p)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
