@@ -121,7 +121,8 @@ class LocalVariance(Attack):
             gradient = gradient - self.penalty * p.sign() / spread
         left = wide((1 - 2 * (rows.steps + 1) / self.steps).clamp(min=0).to(p.dtype), p)
         weight = (spread / spread.flatten(1).amax(1).view_as(left)) ** left
-        moved: Tensor = threat.step(threat.apply(rows.x, p), torch.zeros_like(p), gradient, rows.eps * self.share) * weight
+        image = threat.apply(rows.x, p)  # only the step itself is weighted, so it is made from there
+        moved: Tensor = threat.step(image, torch.zeros_like(p), gradient, rows.eps * self.share) * weight
         return p + moved
 
 

@@ -103,9 +103,10 @@ class Universal(Attack):
         """The perturbation after each epoch of one start."""
         length = torch.full((1,), eps, dtype=torch.float64, device=classifier.device)
         p = torch.zeros(1, *pool.shape, device=classifier.device)
+        grey = torch.full_like(p, 0.5)  # for the perturbation belongs to no image
         if start:
             key = streams.row_keys(seed, f"{self.digest}/start", torch.zeros(1, dtype=torch.int64), start).to(p.device)
-            p = threat.random(p + 0.5, length, key, boundary=True)
+            p = threat.random(grey, length, key, boundary=True)
         parts = -(-len(pool) // self.batch)
         for epoch in range(self.epochs):
             keys = streams.row_keys(seed, f"{self.digest}/order/{start}", pool.index, epoch)
@@ -113,7 +114,7 @@ class Universal(Attack):
             for number, where in enumerate(order.tensor_split(parts)):
                 left = 1 - (epoch * parts + number) / (self.epochs * parts)
                 gradient = self._gradient(classifier, pool.subset(where), streams.child(keys[where], 0), p)
-                ahead = threat.step(p + 0.5, p, gradient, length * float(self.step_size) * left)
+                ahead = threat.step(grey, p, gradient, length * float(self.step_size) * left)
                 p = within_norm(ahead, length, threat.name)
             yield p
 

@@ -27,13 +27,13 @@ _L1 = ("l1",)
 _L0 = ("l0",)
 _ROTATION = ("rotation",)
 _FLOW = ("flow",)
-_SPARSE_20 = "apgd-l1:steps=20,restarts=1"
-_SPARSE_40 = "apgd-l1:steps=40,restarts=1"
+_APGD_L1_20 = "apgd-l1:steps=20,restarts=1"
+_APGD_L1_40 = "apgd-l1:steps=40,restarts=1"
 
 SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
     "quick": {
         _NORMS: Suite(("ibp",), ("fgsm", "pgd:steps=20"), "pgd:steps=20", "a first look in seconds; not strong enough to report"),
-        _L1: Suite((), (_SPARSE_20,), _SPARSE_20, "a first look in seconds; not strong enough to report"),
+        _L1: Suite((), (_APGD_L1_20,), _APGD_L1_20, "a first look in seconds; not strong enough to report"),
         _L0: Suite((), ("pgd:steps=20",), "pgd:steps=20", "a first look in seconds; not strong enough to report"),
         _ROTATION: Suite(
             (), ("rotation:mode=random",), "rotation:mode=random", "the worst of ten random rotations and shifts; a first look"
@@ -51,7 +51,7 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
         _L1: Suite(
             (),
             ("apgd-l1:loss=ce,restarts=5", "apgd-l1:loss=dlr-targeted,restarts=1", "fab:steps=100", "square:queries=5000"),
-            _SPARSE_40,
+            _APGD_L1_40,
             "the AutoAttack recipe (APGD-CE, APGD-T, FAB-T, Square) with certificates where they pay, each on what is still open",
             later=("crown-ibp", "crown"),
         ),
@@ -80,8 +80,8 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
         ),
         _L1: Suite(
             (),
-            (_SPARSE_20,),
-            _SPARSE_40,
+            (_APGD_L1_20,),
+            _APGD_L1_40,
             "the cascade: a quick attack, then ever tighter and dearer certifiers, each on what is still open",
             later=("crown-ibp", "crown", "alpha-crown"),
             trial=False,

@@ -49,9 +49,9 @@ class L1(NormThreat):
         Boneh 2019, https://arxiv.org/abs/1904.13000). Values that the box lets move by less than a
         quarter of their part are passed over: a step along them alone would not leave p.
         """
-        share = length.new_full((), math.prod(p.shape[1:]) / 50)
-        count = torch.maximum(torch.minimum(share, length * 20), length * 8).long().clamp(min=1)
-        room = torch.where(gradient > 0, 1 - x - p, x + p)
+        count = torch.maximum((length * 20).clamp(max=math.prod(p.shape[1:]) / 50), length * 8).long().clamp(min=1)
+        low, high = limits(x)
+        room = torch.where(gradient > 0, high - p, p - low)
         free = torch.where(room > wide((length / count / 4).to(p.dtype), p), gradient, 0)
         return torch.addcmul(p, signs_of_largest(free, count), wide(length.to(p.dtype), p))
 
@@ -112,7 +112,8 @@ class L0(NormThreat):
     def project(self, x: Tensor, p: Tensor, eps: Tensor) -> Tensor:
         """The nearest parameter: of every pixel it counts how much nearer to p changing it brings."""
         inside = p.clamp(*limits(x))
-        nearer = (inside.double() * (p.double() - inside.double() / 2)).sum(1).flatten(1)
+        change = inside.double()
+        nearer = (change * (p.double() - change / 2)).sum(1).flatten(1)
         rank = nearer.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         kept = (rank < eps.floor()[:, None]).view(len(p), 1, *p.shape[2:])
         return inside * kept
