@@ -27,7 +27,7 @@ from robustkit.data import load_data
 from robustkit.errors import BadInput, OutOfTime, RobustkitError
 from robustkit.methods import Rows, State
 from robustkit.models import load_model
-from robustkit.threats import Threat
+from robustkit.threats import L1, Threat
 
 KEYS = {
     *("schema_version", "model", "data", "threat", "eps", "goal", "labels", "seed", "clean_accuracy", "robust_accuracy"),
@@ -70,6 +70,14 @@ def test_another_specification_is_refused(go: Any, tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=f"another specification.*{field}"):
             go(**({"out": tmp_path / "run", "data": "digits:n=20"} | change))
     assert (tmp_path / "run" / "summary.json").read_bytes() == before
+
+
+def test_a_run_of_an_older_version_of_the_threat_is_refused(go: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"out": tmp_path / "run", "data": "digits:n=20", "threat": "l1:0.5", "attacks": ["fgsm"], "certifiers": ["none"]}
+    go(**options)
+    monkeypatch.setattr(L1, "version", L1.version + 1)
+    with pytest.raises(BadInput, match="another specification.*threat_version"):
+        go(**options)
 
 
 def test_a_foreign_folder_is_refused(go: Any, tmp_path: Path) -> None:
