@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustkit.core.comparisons import clear_margin
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import clear_margin
 from robustkit.threats import Threat
 from robustkit.views import GradientView
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from robustkit.attacks.losses import margin
 from robustkit.attacks.targets import likeliest_wrong
+from robustkit.core.comparisons import margins
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import choose, margins
+from robustkit.numerics import choose
 from robustkit.threats import Threat
 from robustkit.threats.norms import last_norm
 from robustkit.views import GradientView

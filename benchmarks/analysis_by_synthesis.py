@@ -20,11 +20,11 @@ from torch import Tensor
 import robustkit as rk
 from robustkit import registry
 from robustkit.certify import SynthesisBound
-from robustkit.certifying import certify_images
 from robustkit.classifier import Classifier
 from robustkit.data import Data
 from robustkit.defenses.distal import distal
 from robustkit.models.synthesising import Synthesising
+from robustkit.verdict.proof import certify_images
 
 NAIVE = ["fgsm", "pgd:steps=20"]
 SQUARE = "square:queries=200"

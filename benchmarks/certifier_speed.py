@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from robustkit import Classifier, load_data, load_model, registry
+from robustkit.core.comparisons import float_below
 from robustkit.errors import RobustkitError
-from robustkit.numerics import exact_mode, float_below
+from robustkit.numerics import exact_mode
 from robustkit.tables import listing
 from robustkit.threats import Threat, load_threat
 

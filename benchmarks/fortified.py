@@ -23,9 +23,9 @@ from torch import Tensor
 
 from robustkit import Classifier, load_data, load_model, streams
 from robustkit.attacks.losses import cross_entropy
+from robustkit.core.comparisons import float_below, margins
 from robustkit.defenses.fortify import reconstruction_error
 from robustkit.errors import RobustkitError
-from robustkit.numerics import float_below, margins
 from robustkit.tables import listing
 from robustkit.threats import Threat, load_threat
 

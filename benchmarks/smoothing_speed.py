@@ -26,9 +26,10 @@ import torch
 
 from robustkit import Classifier, load_data, load_model, streams
 from robustkit.certify.smoothing import SmoothingCertifier
+from robustkit.core.comparisons import float_below
 from robustkit.errors import RobustkitError
 from robustkit.models.smoothed import ROWS, Smoothed, Smoothing, smoothed
-from robustkit.numerics import exact_mode, float_below
+from robustkit.numerics import exact_mode
 from robustkit.spec import number
 from robustkit.tables import listing
 from robustkit.threats import load_threat

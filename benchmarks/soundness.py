@@ -32,14 +32,14 @@ from torch import Tensor, nn
 
 from robustkit import Classifier, registry
 from robustkit.attacks import APGD, PGD
-from robustkit.certifying import largest_radius
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.methods import Attack, Certifier
 from robustkit.samples import Outcome, Samples
 from robustkit.sharing import make_driver
 from robustkit.tables import listing
 from robustkit.threats import Threat, load_threat
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
+from robustkit.verdict.proof import largest_radius
 
 PLAIN = ("ibp", "crown-ibp", "crown", "crown:slope=same", "alpha-crown:steps=3", "alpha-crown:steps=3,intermediate=fixed")
 EXACT = ("crown-ibp", "crown")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import rel_entr
 
 from robustkit.binomial import lower_bound
-from robustkit.evidence import Floats
+from robustkit.verdict.evidence import Floats
 
 HALVINGS = 60
 """Bisection steps; the end kept is the safe one."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustkit.certify.two_sided import TwoSided
-from robustkit.evidence import Floats
+from robustkit.verdict.evidence import Floats
 
 _DELTAS = np.logspace(-12, -0.5, 116)
 

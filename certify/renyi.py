@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from robustkit.certify.two_sided import TwoSided
-from robustkit.evidence import Floats
+from robustkit.verdict.evidence import Floats
 
 _ORDERS = 1 + np.logspace(-3, 3, 301)
 

@@ -27,9 +27,9 @@ from torch import Tensor
 from robustkit import streams
 from robustkit.certify.confidence import Drawn
 from robustkit.errors import BadInput
-from robustkit.evidence import Floats
 from robustkit.methods import StatisticalCertifier
 from robustkit.models.smoothed import Smoothed, Smoothing, smoothed
+from robustkit.verdict.evidence import Floats
 
 if TYPE_CHECKING:
     from robustkit.classifier import Classifier

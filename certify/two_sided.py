@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from robustkit.certify.confidence import Drawn
 from robustkit.certify.smoothing import SmoothingCertifier
-from robustkit.evidence import Floats
 from robustkit.models.smoothed import Smoothing
+from robustkit.verdict.evidence import Floats
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from robustkit import streams
 from robustkit.classifier import Classifier
+from robustkit.core.comparisons import float_below
 from robustkit.defenses.recipe import Minibatch
 from robustkit.errors import BadInput
-from robustkit.goals import Goal
 from robustkit.methods import Attack, Rows
-from robustkit.numerics import float_below
 from robustkit.threats import Threat
+from robustkit.verdict.goals import Goal
 from robustkit.views import GradientView, Loss
 
 

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from robustkit.batch_size import BatchSize, batch_rows, check_batch
 from robustkit.classifier import Classifier, as_classifier, pick_device
+from robustkit.core.comparisons import float_below
 from robustkit.data import Data, as_data, check_images
 from robustkit.driver import Stop
 from robustkit.errors import BadInput, unknown
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.methods import Attack, Result
-from robustkit.numerics import float_below
 from robustkit.samples import Outcome, Samples
 from robustkit.sharing import Processes, Sharing, make_driver
 from robustkit.threats import Threat, load_threat
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 
 
 def attack_images(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import betainc, betaincinv
 
-from robustkit.evidence import Floats
+from robustkit.verdict.evidence import Floats
 
 
 def at_least(successes: Any, trials: Any, p: float) -> Floats:

@@ -23,14 +23,15 @@ import torch
 from torch import Tensor
 
 from robustkit.batch_size import BatchSize, batch_rows, check_batch
+from robustkit.core.comparisons import within
 from robustkit.driver import Stop, make_rows
 from robustkit.errors import BadInput, RobustkitError
-from robustkit.judge import Judge
 from robustkit.memory import out_of_memory
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import PAD, choose, padded, within
+from robustkit.numerics import PAD, choose, padded
 from robustkit.samples import Outcome, Samples
 from robustkit.threats import Threat
+from robustkit.verdict.judge import Judge
 from robustkit.watch import Ended, Watch
 
 _PUSHES = (1.01, 1.03, 1.1)

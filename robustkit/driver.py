@@ -20,11 +20,11 @@ from torch import Tensor
 from robustkit import streams
 from robustkit.batch_size import BatchSize, Work, auto_batch, batch_rows, check_batch
 from robustkit.errors import BadInput
-from robustkit.judge import Judge
 from robustkit.memory import keep_freed_memory, out_of_memory
 from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import PAD, padded, whole
 from robustkit.samples import Outcome, Samples
+from robustkit.verdict.judge import Judge
 from robustkit.views import VIEWS, View
 
 if TYPE_CHECKING:

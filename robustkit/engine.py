@@ -21,8 +21,6 @@ from robustkit.classifier import Classifier, pick_device
 from robustkit.clock import Clock, seconds
 from robustkit.data import Data, as_data, load_data
 from robustkit.errors import BadInput, unknown
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.memory import keep_freed_memory
 from robustkit.methods import Attack, Certifier
 from robustkit.models import load_model
@@ -39,6 +37,8 @@ from robustkit.summary import environment
 from robustkit.threads import threads_for
 from robustkit.threats import Threat, load_threat
 from robustkit.threats.base import exact
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 
 Budget = str | float | Fraction
 

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from robustkit import registry, streams
+from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput
-from robustkit.evidence import Evidence, Ints
 from robustkit.guarantees import guarantee_class
 from robustkit.methods import Attack, Certifier, Method, StatisticalCertifier
-from robustkit.numerics import float_below
 from robustkit.spec import number_text
 from robustkit.suites import has_suite
 from robustkit.suites import suite as find_suite
 from robustkit.surface import Surface
 from robustkit.threats import Threat
+from robustkit.verdict.evidence import Evidence, Ints
 
 TRIAL = 16
 """Open samples on which a suite's certifier is first tried."""

@@ -14,9 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from robustkit.judge import Judge
 from robustkit.numerics import choose
 from robustkit.samples import Outcome, Samples
+from robustkit.verdict.judge import Judge
 
 
 class Searcher(Protocol):

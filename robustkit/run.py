@@ -19,22 +19,22 @@ from torch import Tensor
 
 from robustkit import witnesses
 from robustkit.batch_size import BatchSize, batch_rows
-from robustkit.binarisation import Binarisation
+from robustkit.checks.binarisation import Binarisation
+from robustkit.checks.diagnostics import Examination
+from robustkit.checks.probe import Finding
 from robustkit.clock import Clock
+from robustkit.core.comparisons import margins
 from robustkit.data import Data
-from robustkit.diagnostics import Examination
 from robustkit.errors import BadInput, OutOfTime, RobustkitError
-from robustkit.evidence import Evidence
-from robustkit.judge import Judge
-from robustkit.numerics import margins
 from robustkit.plan import Stage
-from robustkit.probing import Finding
 from robustkit.sharing import Sharing
 from robustkit.simultaneous import lower_at_once, simultaneous
 from robustkit.stages import Bench
 from robustkit.store import UNIT, Store, write_atomic
 from robustkit.summary import certified_radius, stage_rows, summarise
 from robustkit.threats import Threat
+from robustkit.verdict.evidence import Evidence
+from robustkit.verdict.judge import Judge
 
 EXIT = {"complete": 0, "incomplete": 4, "interrupted": 130}
 

@@ -14,12 +14,12 @@ from robustkit.blocks import BlockAttack, BlockDriver
 from robustkit.classifier import Classifier
 from robustkit.driver import Driver
 from robustkit.errors import BadInput
-from robustkit.judge import Judge
 from robustkit.methods import Attack
 from robustkit.numerics import PAD
 from robustkit.processes import Job, Say, possible, spread
 from robustkit.samples import Outcome, Samples
 from robustkit.smallest import SmallestDriver
+from robustkit.verdict.judge import Judge
 
 Processes = int | Literal["auto"]
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from robustkit import binomial
-from robustkit.evidence import Evidence, Floats
+from robustkit.core.comparisons import float_below
 from robustkit.guarantees import alpha_of, guarantee_class
 from robustkit.methods import Certifier
-from robustkit.numerics import float_below
 from robustkit.plan import Stage
+from robustkit.verdict.evidence import Evidence, Floats
 
 
 def halvings(alpha: float, share: float) -> int:

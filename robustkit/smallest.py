@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robustkit.core.comparisons import clear_margin, within
 from robustkit.driver import Driver
 from robustkit.methods import Rows, State
-from robustkit.numerics import clear_margin, within
 from robustkit.views import GradientView, ScoreView, View
 
 

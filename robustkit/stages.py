@@ -12,20 +12,21 @@ import numpy as np
 import torch
 
 from robustkit.batch_size import BatchSize, batch_rows
-from robustkit.certifying import largest_radius, prove
 from robustkit.clock import Clock
+from robustkit.core.comparisons import float_below
 from robustkit.data import Data
 from robustkit.driver import Stop
-from robustkit.evidence import Evidence, Ints
-from robustkit.judge import Judge
 from robustkit.memory import out_of_memory
 from robustkit.methods import Attack, Bound, Certifier, StatisticalCertifier
-from robustkit.numerics import PAD, float_below, padded
+from robustkit.numerics import PAD, padded
 from robustkit.plan import TRIAL, Stage, pays, saved
 from robustkit.radius import search_radius, shrink
 from robustkit.samples import Outcome, Samples
 from robustkit.sharing import SharedDriver, Sharing, make_driver
 from robustkit.store import UNIT, Arrays, Store
+from robustkit.verdict.evidence import Evidence, Ints
+from robustkit.verdict.judge import Judge
+from robustkit.verdict.proof import largest_radius, prove
 
 BLOCK = 8
 """Units that a radius search on an accelerator works on together."""

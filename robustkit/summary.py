@@ -12,13 +12,13 @@ import torch
 
 import robustkit
 from robustkit import binomial
-from robustkit.evidence import Evidence
+from robustkit.core.comparisons import float_below
 from robustkit.guarantees import CLASSES, guarantee_class
 from robustkit.methods import Certifier
-from robustkit.numerics import float_below
 from robustkit.plan import Stage
 from robustkit.spec import number_text
 from robustkit.stages import Tally
+from robustkit.verdict.evidence import Evidence
 
 SCHEMA = 1
 CURVE_POINTS = 41

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from robustkit import streams
 from robustkit.classifier import Classifier
-from robustkit.goals import Goal
+from robustkit.core.comparisons import clear_margin, within
 from robustkit.memory import out_of_memory
 from robustkit.methods import Rows, State
-from robustkit.numerics import choose, clear_margin, pad_rows, padded, whole, within
+from robustkit.numerics import choose, pad_rows, padded, whole
 from robustkit.surface import pooled
 from robustkit.threats import Threat
+from robustkit.verdict.goals import Goal
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (R,K), y (R,), target (R,)) -> (R,) values to be raised."""

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from robustkit.core.comparisons import clear_margin, within
 from robustkit.driver import Stop
-from robustkit.judge import Judge
 from robustkit.methods import Attack, Rows
-from robustkit.numerics import clear_margin, within
+from robustkit.verdict.judge import Judge
 from robustkit.views import GradientView
 
 _INSIDE = 1e-6

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from robustkit.data import Data
-from robustkit.evidence import Evidence, Ints
-from robustkit.judge import Judge
 from robustkit.plan import Stage
 from robustkit.store import UNIT, Arrays, Store, write_atomic, write_rows
 from robustkit.threats import Threat
+from robustkit.verdict.evidence import Evidence, Ints
+from robustkit.verdict.judge import Judge
 
 GALLERY = 24
 

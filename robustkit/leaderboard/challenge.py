@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustkit import registry
+from robustkit.core.comparisons import float_below
 from robustkit.data import Data
 from robustkit.errors import RobustkitError
-from robustkit.evidence import Ints
 from robustkit.leaderboard.challenges import WITNESSES, best_known
 from robustkit.leaderboard.documents import canonical, sha256, short_text
 from robustkit.leaderboard.judging import judge_rows
@@ -25,8 +25,8 @@ from robustkit.leaderboard.manifest import FILE, ID, Entry
 from robustkit.leaderboard.subject import Subject, load_subject
 from robustkit.leaderboard.witness_files import read_witnesses
 from robustkit.methods import Attack
-from robustkit.numerics import float_below
 from robustkit.spec import number
+from robustkit.verdict.evidence import Ints
 
 if TYPE_CHECKING:
     from robustkit.leaderboard.board import Leaderboard

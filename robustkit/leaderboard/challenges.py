@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput
 from robustkit.leaderboard.documents import exactly, parse_canonical, sha256
 from robustkit.leaderboard.files import Arrays, is_hex, read_checked, read_file, real_folder, tensors, typed
 from robustkit.leaderboard.manifest import FILE, ID, Entry
-from robustkit.numerics import float_below
 from robustkit.spec import number
 
 if TYPE_CHECKING:

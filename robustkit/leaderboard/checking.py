@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustkit.evidence import Evidence, Ints
+from robustkit.core.comparisons import clear_margin, margins
 from robustkit.leaderboard.challenges import Challenge
 from robustkit.leaderboard.files import Arrays, typed
 from robustkit.leaderboard.judging import judge_rows, parameters_of
 from robustkit.leaderboard.manifest import Entry
 from robustkit.leaderboard.question import question
 from robustkit.leaderboard.subject import Subject
-from robustkit.numerics import clear_margin, margins
 from robustkit.spec import number
 from robustkit.summary import accuracies, curve, interval
+from robustkit.verdict.evidence import Evidence, Ints
 
 
 class Check:

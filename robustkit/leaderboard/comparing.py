@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustkit.binomial import at_least
+from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput, Missing
 from robustkit.leaderboard.definition import FILE as BOARD
 from robustkit.leaderboard.files import Arrays
-from robustkit.numerics import float_below
 from robustkit.report.runs import load_run
 from robustkit.spec import number
 from robustkit.threats import load_threat

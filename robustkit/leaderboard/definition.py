@@ -132,7 +132,7 @@ def define(
     """Resolve what a user asks for into a definition; raises BadInput or Missing."""
     if not _NAME.fullmatch(name):
         raise BadInput(f"board name {name!r}: expected letters, digits, dots and dashes, for example mnist-linf-0.3")
-    from robustkit.goals import Goal
+    from robustkit.verdict.goals import Goal
 
     Goal(goal)
     if labels not in ("given", "predicted"):

@@ -7,11 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustkit.evidence import Ints
-from robustkit.judge import Judge
+from robustkit.core.comparisons import clear_margin, within
 from robustkit.leaderboard.files import Arrays, typed
 from robustkit.leaderboard.subject import Subject
-from robustkit.numerics import clear_margin, wide, within
+from robustkit.numerics import wide
+from robustkit.verdict.evidence import Ints
+from robustkit.verdict.judge import Judge
 
 
 def parameters_of(held: Arrays, subject: Subject, count: int, where: str) -> Tensor:

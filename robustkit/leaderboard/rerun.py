@@ -12,18 +12,18 @@ import numpy as np
 import torch
 
 from robustkit import binomial, registry, witnesses
-from robustkit.certifying import prove
+from robustkit.core.comparisons import float_below
 from robustkit.engine import evaluate
 from robustkit.errors import BadInput, RobustkitError
-from robustkit.evidence import Evidence, Ints
 from robustkit.leaderboard.challenge import apply
 from robustkit.leaderboard.challenges import best_known
 from robustkit.leaderboard.manifest import Entry
 from robustkit.leaderboard.subject import Subject, load_subject
 from robustkit.methods import Attack, Certifier
-from robustkit.numerics import float_below
 from robustkit.spec import number
 from robustkit.store import Store
+from robustkit.verdict.evidence import Evidence, Ints
+from robustkit.verdict.proof import prove
 
 if TYPE_CHECKING:
     from robustkit.leaderboard.board import Leaderboard

@@ -16,6 +16,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from robustkit.core.comparisons import float_below
 from robustkit.data import Data
 from robustkit.errors import RobustkitError
 from robustkit.leaderboard.challenges import best_known
@@ -23,7 +24,6 @@ from robustkit.leaderboard.drawing import curve, scatter
 from robustkit.leaderboard.manifest import Entry
 from robustkit.leaderboard.pictures import gallery, write_report
 from robustkit.leaderboard.standings import STATES, Standing, as_csv, as_json, certified
-from robustkit.numerics import float_below
 from robustkit.report.palette import STATES as SAMPLES
 from robustkit.report.palette import css
 from robustkit.report.wording import allowed, percent, short

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robustkit.core.comparisons import float_below
 from robustkit.errors import RobustkitError
 from robustkit.leaderboard.challenges import Challenge, best_known
 from robustkit.leaderboard.files import Arrays
 from robustkit.leaderboard.ledger import Ledger
 from robustkit.leaderboard.manifest import ID, Entry
-from robustkit.numerics import float_below
 from robustkit.spec import number
 
 if TYPE_CHECKING:

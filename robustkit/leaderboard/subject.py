@@ -20,9 +20,6 @@ from robustkit.batch_size import auto_batch
 from robustkit.classifier import Classifier, pick_device
 from robustkit.data import Data
 from robustkit.errors import BadInput, Missing
-from robustkit.evidence import Ints
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.leaderboard.definition import Definition
 from robustkit.leaderboard.files import HEADER
 from robustkit.leaderboard.manifest import MODEL, Entry
@@ -31,6 +28,9 @@ from robustkit.models.architecture import skeleton
 from robustkit.models.architectures import from_metadata
 from robustkit.models.files import checkpoint_model
 from robustkit.models.weights import read_checkpoint, state_digest
+from robustkit.verdict.evidence import Ints
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 
 _BUNDLED = re.compile(r"(zoo:[A-Za-z0-9._-]+|smooth:\(zoo:[A-Za-z0-9._-]+\)(,[A-Za-z0-9=./]+)*)")
 """Names that run no code: robustkit's own models, smoothed or not."""

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput, Missing
-from robustkit.evidence import Ints
 from robustkit.leaderboard.definition import Definition
 from robustkit.leaderboard.documents import parse
 from robustkit.leaderboard.files import Arrays, read_file, tensors, typed
 from robustkit.leaderboard.judging import parameters_of
 from robustkit.leaderboard.subject import Subject, positions
-from robustkit.numerics import float_below
 from robustkit.spec import number
 from robustkit.threats import load_threat
+from robustkit.verdict.evidence import Ints
 
 _WITNESSES = "witnesses.safetensors"
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput, Missing
-from robustkit.numerics import float_below
 from robustkit.report.palette import STATES
 from robustkit.report.wording import stage_labels
 from robustkit.spec import number, number_text

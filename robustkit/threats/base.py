@@ -11,8 +11,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from robustkit.core.comparisons import within
 from robustkit.errors import BadInput
-from robustkit.numerics import within
 from robustkit.spec import Spec, canonical, digest, number
 
 Self = TypeVar("Self", bound="Threat")

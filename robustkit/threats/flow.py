@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustkit import streams
-from robustkit.numerics import float32_below
+from robustkit.core.comparisons import float32_below
 from robustkit.threats.base import Threat
 from robustkit.threats.warp import warp
 

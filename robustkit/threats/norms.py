@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from robustkit import streams
-from robustkit.numerics import float32_below, wide
+from robustkit.core.comparisons import float32_below
+from robustkit.numerics import wide
 from robustkit.threats.base import Threat, input_gradient
 
 HALF_ULP = 2.0**-25

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from robustkit import streams
+from robustkit.core.comparisons import float32_below
 from robustkit.errors import BadInput, unknown
-from robustkit.numerics import constant, float32_below, wide
+from robustkit.numerics import constant, wide
 from robustkit.threats.base import Threat, exact
 from robustkit.threats.warp import Interpolation, Padding, warp
 

@@ -15,10 +15,10 @@ from robustkit.attacks import ADef
 from robustkit.attacks.adef import slopes, smooth
 from robustkit.classifier import Classifier
 from robustkit.errors import BadInput
-from robustkit.goals import Goal
 from robustkit.methods import Rows
 from robustkit.models import build
 from robustkit.threats import Flow
+from robustkit.verdict.goals import Goal
 from robustkit.views import GradientView
 
 

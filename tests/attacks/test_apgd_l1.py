@@ -13,12 +13,12 @@ from robustkit.attacks import APGDL1, FAB
 from robustkit.attacks.fab import nearest_on_plane
 from robustkit.classifier import Classifier
 from robustkit.driver import Driver
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.methods import Attack
 from robustkit.samples import Outcome, Samples
 from robustkit.threats import L1
 from robustkit.threats.sparse import signs_of_largest
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 
 COUNT, SIZE = 12, 64
 

@@ -14,12 +14,12 @@ from robustkit.attacks.boundary import RATIOS
 from robustkit.attacks.sampling import LowFrequency
 from robustkit.classifier import Classifier
 from robustkit.errors import BadInput
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.methods import Rows
 from robustkit.samples import Outcome, Samples
 from robustkit.smallest import SmallestDriver
 from robustkit.threats import load_threat
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 from robustkit.views import View
 
 COUNT, SIDE = 24, 6

@@ -21,12 +21,12 @@ from robustkit.attacks.fgsm import FGSM
 from robustkit.attacks.pgd import PGD
 from robustkit.classifier import Classifier
 from robustkit.driver import Driver
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.methods import Attack
 from robustkit.radius import search_radius
 from robustkit.samples import Outcome, Samples
 from robustkit.threats import L0, L1, L2, Linf, Threat
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 
 COUNT = 24
 FAMILIES: dict[str, type[Threat]] = {"linf": Linf, "l2": L2}

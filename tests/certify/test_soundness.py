@@ -14,10 +14,10 @@ from robustkit.attacks import PGD
 from robustkit.certify import IBP, AlphaCrown, Crown, CrownIBP, Sound, backward, fold, interval, ops, rounding, trace
 from robustkit.certify import sound as sounding
 from robustkit.certify.interval import Ball, Interval, box, interval_logits, interval_margins
-from robustkit.certifying import largest_radius, prove
 from robustkit.classifier import Classifier
 from robustkit.errors import BadInput
 from robustkit.threats import L1, L2, Linf, Threat
+from robustkit.verdict.proof import largest_radius, prove
 
 Made = tuple[nn.Module, tuple[int, ...]]
 METHODS = [IBP(), CrownIBP(), Crown(), Crown("same"), AlphaCrown(steps=2), AlphaCrown(steps=2, intermediate="fixed")]

@@ -96,7 +96,7 @@ def test_training_reaches_a_classifier_that_says_what_made_it(trained: Classifie
 def test_the_engine_sees_through_the_missing_gradient_by_itself(
     trained: Classifier, digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robustkit.diagnostics.Examination.run", lambda self: [])  # thousands of queries, each a descent
+    monkeypatch.setattr("robustkit.checks.diagnostics.Examination.run", lambda self: [])  # thousands of queries, each a descent
     x, y = digits.images(slice(0, 32)), digits.y[:32]
     options: dict[str, Any] = {"attacks": ["pgd:steps=10,loss=margin"], "certifiers": ["abs"], "report": False, "progress": False}
     found = rk.evaluate(trained, (x, y), "l2:0.7", out=tmp_path / "run", **options).summary()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustkit.numerics import clear_margin, margins
+from robustkit.core.comparisons import clear_margin, margins
 
 
 @dataclass

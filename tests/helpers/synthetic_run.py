@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from robustkit.numerics import float_below
+from robustkit.core.comparisons import float_below
 from robustkit.report import write_report
 from robustkit.spec import number
 

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from robustkit import run as working
 from robustkit import stages, store, witnesses
-from robustkit.diagnostics import Examination
+from robustkit.checks.diagnostics import Examination
 from robustkit.driver import Driver
 from robustkit.engine import Evaluation, evaluate
 

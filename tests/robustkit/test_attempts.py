@@ -21,11 +21,11 @@ from robustkit.attacks.square import Square
 from robustkit.classifier import Classifier
 from robustkit.driver import Driver
 from robustkit.errors import BadInput
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.methods import Attack, Rows, State
 from robustkit.samples import Outcome, Samples
 from robustkit.threats import Linf, Threat
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 
 
 @pytest.mark.parametrize("stop", ["first", "never"])

@@ -17,17 +17,17 @@ from robustkit.attacks import FAB, PGD, FoolboxAttack
 from robustkit.blocks import BlockAttack, BlockDriver
 from robustkit.classifier import Classifier
 from robustkit.clock import Clock
+from robustkit.core.comparisons import float_below
 from robustkit.driver import Driver
 from robustkit.errors import BadInput, OutOfTime
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.methods import Rows
-from robustkit.numerics import float_below
 from robustkit.radius import SHRINKS, shrink
 from robustkit.samples import Outcome, Samples
 from robustkit.sharing import make_driver
 from robustkit.smallest import SmallestDriver
 from robustkit.threats import Threat, load_threat
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 from robustkit.watch import Watch
 
 

@@ -15,15 +15,15 @@ from robustkit import engine
 from robustkit.certify.alpha_crown import AlphaCrown
 from robustkit.certify.crown import Crown
 from robustkit.certify.ibp import IBP
-from robustkit.certifying import largest_radius, prove
 from robustkit.clock import Clock
+from robustkit.core.comparisons import float_below
 from robustkit.engine import certify
 from robustkit.errors import BadInput, OutOfTime
 from robustkit.methods import Certifier
-from robustkit.numerics import float_below
 from robustkit.plan import Stage, make_plan
 from robustkit.registry import make
 from robustkit.threats import load_threat
+from robustkit.verdict.proof import largest_radius, prove
 
 CASCADE = ["pgd", "ibp", "crown-ibp", "crown", "alpha-crown"]
 HARD: dict[str, Any] = {"data": "digits:n=48", "threat": "linf:0.04", "report": False, "progress": False}

@@ -11,11 +11,11 @@ from robustkit.attacks.fgsm import FGSM
 from robustkit.attacks.pgd import PGD
 from robustkit.classifier import Classifier
 from robustkit.driver import Driver
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.methods import Attack
 from robustkit.samples import Outcome, Samples
 from robustkit.threats import Linf
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 
 
 @pytest.mark.parametrize("batch_size", [1, 48, 256])

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from robustkit import streams
 from robustkit.certify import IBP
+from robustkit.core.comparisons import float_below
 from robustkit.engine import evaluate
 from robustkit.errors import BadInput
-from robustkit.numerics import float_below
 from robustkit.threats import L0, L1, L2, THREATS, Flow, Linf, Rotation, Threat, load_threat
 from robustkit.threats.warp import warp
 

@@ -10,18 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustkit.numerics import (
-    MARGIN,
-    PAD,
-    clear_margin,
-    exact_mode,
-    float32_below,
-    float_below,
-    margins,
-    pad_rows,
-    padded,
-    within,
-)
+from robustkit.core.comparisons import MARGIN, clear_margin, float32_below, float_below, margins, within
+from robustkit.numerics import PAD, exact_mode, pad_rows, padded
 
 FRACTIONS = st.one_of(
     st.fractions(min_value=0, max_value=100),

@@ -20,10 +20,10 @@ from robustkit.attacks.pgd import PGD
 from robustkit.certify.ibp import IBP
 from robustkit.classifier import Classifier
 from robustkit.errors import BadInput
-from robustkit.evidence import Evidence
 from robustkit.methods import Bound, Certifier
 from robustkit.plan import PROBE, TRIAL, Stage, check_guarantees, make_plan, pays, probe, saved, with_sound, without
 from robustkit.threats import Linf, Threat
+from robustkit.verdict.evidence import Evidence
 
 BUDGETS = [Fraction(1, 10), Fraction(1, 20)]
 ASKED: Counter[str] = Counter()

@@ -23,13 +23,13 @@ from robustkit.blocks import BlockAttack
 from robustkit.classifier import Classifier
 from robustkit.driver import Driver
 from robustkit.errors import BadInput, OutOfTime
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.methods import Attack, Rows, State
 from robustkit.models import load_model
 from robustkit.samples import Outcome, Samples
 from robustkit.sharing import Sharing, make_driver
 from robustkit.threats import Threat, load_threat
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 from robustkit.watch import Watch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="processes share a CPU, on Linux")

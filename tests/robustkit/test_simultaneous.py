@@ -13,10 +13,10 @@ from scipy.stats import beta, binom, norm
 import robustkit as rk
 from robustkit.certify.ibp import IBP
 from robustkit.certify.smoothing import STRICTER, SmoothingCertifier
-from robustkit.evidence import Evidence
 from robustkit.guarantees import alpha_of, guarantee_class
 from robustkit.plan import Stage
 from robustkit.simultaneous import halvings, lower_at_once, simultaneous
+from robustkit.verdict.evidence import Evidence
 
 
 def evidence(count: int) -> Evidence:

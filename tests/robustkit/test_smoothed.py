@@ -18,13 +18,13 @@ from robustkit.certify.pixeldp import PixelDP
 from robustkit.certify.renyi import Renyi
 from robustkit.certify.smoothing import SmoothingCertifier
 from robustkit.classifier import Classifier
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.methods import Rows
 from robustkit.models.smoothed import BLOCK, Smoothing, smooth_options, smoothed
 from robustkit.spec import number
 from robustkit.surface import Surface, picked, pooled
 from robustkit.threats import load_threat
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 from robustkit.views import GradientView
 
 

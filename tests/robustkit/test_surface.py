@@ -12,11 +12,11 @@ import robustkit as rk
 from robustkit import streams
 from robustkit.attacks import APGD, PGD, Square
 from robustkit.classifier import Classifier
-from robustkit.goals import Goal
-from robustkit.judge import Judge
+from robustkit.core.comparisons import margins
 from robustkit.models import build
-from robustkit.numerics import margins
 from robustkit.surface import Surface, surface_of
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 
 
 def network() -> nn.Module:

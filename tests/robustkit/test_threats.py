@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robustkit import streams
+from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput
-from robustkit.numerics import float_below
 from robustkit.threats import L0, L1, L2, THREATS, Linf, Threat, load_threat
 from robustkit.threats.norms import NormThreat
 

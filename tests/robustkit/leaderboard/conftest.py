@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robustkit.diagnostics import Examination
+from robustkit.checks.diagnostics import Examination
 from robustkit.engine import evaluate
 from robustkit.leaderboard import Leaderboard
 from robustkit.leaderboard.documents import canonical, sha256

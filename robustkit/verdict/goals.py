@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from robustkit import streams
+from robustkit.core.comparisons import margins
 from robustkit.errors import unknown
-from robustkit.numerics import margins
 
 GOALS = ("untargeted", "targeted:next", "targeted:random", "accepted-error")
 

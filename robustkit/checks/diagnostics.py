@@ -1,7 +1,7 @@
 """Honesty checks that run by themselves on a fixed probe of correct samples.
 
 Each check is stored as {check, status, message, cure}; status is pass, warn, error or skipped. What
-runs attacks side by side is in comparisons.py, the rule when a difference counts in probing.py.
+runs attacks side by side is in masked_gradients.py, the rule when a difference counts in probe.py.
 What to look for: Athalye et al. 2018 (arXiv 1802.00420), Carlini et al. 2019 (1902.06705), Croce &
 Hein 2020 (2003.01690).
 """
@@ -21,16 +21,17 @@ from torch import Tensor
 from robustkit import registry
 from robustkit.batch_size import BatchSize
 from robustkit.binomial import at_least
-from robustkit.comparisons import Comparisons
+from robustkit.checks.masked_gradients import Comparisons
+from robustkit.checks.probe import LEVEL, NET, Finding, Probe, Verdict, finding, flagged
+from robustkit.core.comparisons import float_below
 from robustkit.data import Data
-from robustkit.evidence import Evidence
-from robustkit.judge import Judge
 from robustkit.methods import Attack
-from robustkit.numerics import PAD, float_below
+from robustkit.numerics import PAD
 from robustkit.plan import Stage
-from robustkit.probing import LEVEL, NET, Finding, Probe, Verdict, finding, flagged
 from robustkit.sharing import ALONE, Sharing
 from robustkit.spec import build
+from robustkit.verdict.evidence import Evidence
+from robustkit.verdict.judge import Judge
 
 ENOUGH = 200
 

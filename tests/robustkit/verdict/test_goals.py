@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from robustkit.errors import BadInput
-from robustkit.goals import GOALS, Goal
+from robustkit.verdict.goals import GOALS, Goal
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])

@@ -15,10 +15,11 @@ from torch import Tensor
 from robustkit import streams
 from robustkit.binomial import at_least
 from robustkit.classifier import Classifier
-from robustkit.goals import Goal
+from robustkit.core.comparisons import clear_margin, margins, within
 from robustkit.memory import in_parts
-from robustkit.numerics import clear_margin, exact_mode, margins, pad_rows, padded, within
+from robustkit.numerics import exact_mode, pad_rows, padded
 from robustkit.threats import Threat
+from robustkit.verdict.goals import Goal
 
 LEVEL = 1e-4
 """Level of the vote test of one candidate: a few candidates a sample together stay below 1 in 1000."""

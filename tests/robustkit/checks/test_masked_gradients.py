@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import evaluate
+from robustkit.checks.masked_gradients import Comparisons, Noise, outermost
+from robustkit.checks.probe import Probe, finding
 from robustkit.classifier import Classifier
-from robustkit.comparisons import Comparisons, Noise, outermost
+from robustkit.core.comparisons import float_below, margins
 from robustkit.data import load_data
-from robustkit.evidence import Evidence
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.models import load_model
-from robustkit.numerics import float_below, margins
-from robustkit.probing import Probe, finding
 from robustkit.streams import row_keys
 from robustkit.threats import Flow, Linf, Rotation, Threat, load_threat
+from robustkit.verdict.evidence import Evidence
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 
 Make = Callable[..., Comparisons]
 

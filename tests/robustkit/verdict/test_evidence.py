@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustkit.evidence import Evidence, guarantee_class
+from robustkit.verdict.evidence import Evidence, guarantee_class
 
 N = 6
 EPS = [Fraction(0), Fraction(8, 255), Fraction(1, 10), Fraction(1, 2), Fraction(1)]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.certify import IBP
-from robustkit.certifying import certify_images, largest_radius, prove
 from robustkit.classifier import Classifier
+from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput
-from robustkit.numerics import float_below
 from robustkit.threats import Linf
+from robustkit.verdict.proof import certify_images, largest_radius, prove
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.binarisation import discriminant, features_of
+from robustkit.checks.binarisation import discriminant, features_of
+from robustkit.checks.diagnostics import Examination
 from robustkit.classifier import Classifier
 from robustkit.cli import main
-from robustkit.diagnostics import Examination
 from robustkit.engine import evaluate
 from robustkit.models import build, load_model
 

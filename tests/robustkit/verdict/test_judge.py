@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.classifier import Classifier
-from robustkit.goals import Goal
-from robustkit.judge import Judge
-from robustkit.numerics import float_below
+from robustkit.core.comparisons import float_below
 from robustkit.threats import L2, Linf, Threat
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 
 
 class Function(nn.Module):

@@ -28,17 +28,17 @@ from torch import Tensor, nn
 
 from robustkit import streams
 from robustkit.batch_size import auto_batch
+from robustkit.checks.masked_gradients import outermost
+from robustkit.checks.probe import Finding, Probe, Verdict, finding
 from robustkit.classifier import Classifier, frozen_copy
-from robustkit.comparisons import outermost
 from robustkit.errors import BadInput
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.methods import Attack
 from robustkit.numerics import choose, exact_mode
-from robustkit.probing import Finding, Probe, Verdict, finding
 from robustkit.samples import Outcome, Samples
 from robustkit.sharing import ALONE, make_driver
 from robustkit.threats import Threat
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 
 INNER = 999
 """Random points inside the ball, beside the image itself."""

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from robustkit import registry, streams
+from robustkit.checks.probe import Probe, Verdict, flagged
+from robustkit.core.comparisons import clear_margin
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
-from robustkit.numerics import choose, clear_margin
+from robustkit.numerics import choose
 from robustkit.plan import Stage
-from robustkit.probing import Probe, Verdict, flagged
 from robustkit.threats import Threat
 from robustkit.views import ScoreView
 

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from robustkit.batch_size import BatchSize, batch_rows, check_batch
 from robustkit.classifier import Classifier, as_classifier, pick_device
+from robustkit.core.comparisons import float_below
 from robustkit.data import check_images
 from robustkit.errors import BadInput
-from robustkit.goals import Goal
-from robustkit.judge import Judge
 from robustkit.methods import Bound, Certificate, Certifier, StatisticalCertifier
-from robustkit.numerics import exact_mode, float_below, pad_rows, padded
+from robustkit.numerics import exact_mode, pad_rows, padded
 from robustkit.threats import Threat, load_threat
+from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 
 NEAR = 1e-4
 """Margins below NEAR x (1 + scale) are computed again in float64."""

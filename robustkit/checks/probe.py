@@ -16,15 +16,15 @@ from torch import Tensor
 
 from robustkit.batch_size import BatchSize
 from robustkit.binomial import at_least
+from robustkit.core.comparisons import float_below
 from robustkit.data import Data
 from robustkit.errors import BadInput
-from robustkit.evidence import Bools, Evidence, Ints
-from robustkit.judge import Judge
 from robustkit.methods import Attack
-from robustkit.numerics import float_below
 from robustkit.plan import probe
 from robustkit.samples import Outcome, Samples
 from robustkit.sharing import ALONE, Sharing, make_driver
+from robustkit.verdict.evidence import Bools, Evidence, Ints
+from robustkit.verdict.judge import Judge
 
 LEVEL, NET = 0.01, 0.05
 

@@ -12,8 +12,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from robustkit.core.comparisons import float_below
 from robustkit.guarantees import guarantee_class
-from robustkit.numerics import float_below
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import streams
-from robustkit.comparisons import Comparisons
+from robustkit.checks.diagnostics import flagged
+from robustkit.checks.masked_gradients import Comparisons
 from robustkit.data import load_data
-from robustkit.diagnostics import flagged
 from robustkit.engine import certify, evaluate
 from robustkit.errors import BadInput
 from robustkit.models import load_model, zoo_names

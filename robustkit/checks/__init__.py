@@ -1,0 +1,1 @@
+"""Honesty checks: whether a run's figures can be believed."""
