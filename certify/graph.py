@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 from robustkit.certify import activations, ops, rules, rules_affine, rules_elementwise, rules_shape, transposed  # noqa: F401 - rules register themselves
 from robustkit.certify.fold import alive, fold
 from robustkit.certify.tracing import ROWS, Recording, fetch, record
-from robustkit.errors import BadInput
+from robustkit.errors import BadInput, first_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +208,7 @@ class Builder:
         except BadInput:
             raise
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, ZeroDivisionError) as problem:
-            raise self.refuse(f"this form of the call is not known ({str(problem).splitlines()[0]})") from problem
+            raise self.refuse(f"this form of the call is not known ({first_line(problem)})") from problem
         if rules.in_place(node, root) and isinstance(node.args[0], fx.Node):
             values[node.args[0]] = found
         return found

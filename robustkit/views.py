@@ -264,10 +264,18 @@ class GradientView(ScoreView):
 
 
 def _gradients(several: Tensor, image: Tensor) -> Tensor:
-    """(R,M,C,H,W) gradients of (R,M) values that do not depend on other rows."""
+    """(R,M,C,H,W) gradients of (R,M) values that do not depend on other rows; zero where no gradient reaches the image."""
     count = several.shape[1]
     if not several.requires_grad:
         return image.new_zeros(len(image), count, *image.shape[1:])
+    try:
+        return _backwards(several, image)
+    except NotImplementedError:  # a Function without a backward
+        return image.new_zeros(len(image), count, *image.shape[1:])
+
+
+def _backwards(several: Tensor, image: Tensor) -> Tensor:
+    count = several.shape[1]
     picks = torch.eye(count, dtype=several.dtype, device=image.device)[:, None].expand(-1, len(image), -1)
     try:
         (found,) = torch.autograd.grad(several, image, picks, is_grads_batched=True, retain_graph=True)

@@ -25,6 +25,7 @@ from robustkit.checks.masked_gradients import Comparisons
 from robustkit.checks.probe import LEVEL, NET, Finding, Probe, Verdict, finding, flagged
 from robustkit.core.comparisons import float_below
 from robustkit.data import Data
+from robustkit.errors import first_line
 from robustkit.methods import Attack
 from robustkit.numerics import PAD
 from robustkit.plan import Stage
@@ -185,7 +186,7 @@ class Examination:
             except RuntimeError as problem:
                 return (
                     "error",
-                    f"no gradient reaches the input ({str(problem).splitlines()[0]})",
+                    f"no gradient reaches the input ({first_line(problem)})",
                     "remove what cuts the graph (detach, numpy, argmax), or give a differentiable surrogate; use black-box attacks",
                 )
             largest.append(gradient.flatten(1).abs().amax(1))

@@ -18,7 +18,7 @@ from robustkit.batch_size import BatchSize
 from robustkit.binomial import at_least
 from robustkit.core.comparisons import float_below
 from robustkit.data import Data
-from robustkit.errors import BadInput
+from robustkit.errors import BadInput, first_line
 from robustkit.methods import Attack
 from robustkit.plan import probe
 from robustkit.samples import Outcome, Samples
@@ -132,5 +132,5 @@ def finding(name: str, check: Callable[[], Verdict]) -> Finding:
     except BadInput as problem:
         status, message, cure = "skipped", str(problem), ""
     except RuntimeError as problem:  # what a model that hides its gradients raises
-        status, message, cure = "skipped", f"could not be done: {(str(problem).splitlines() or ['?'])[0]}", ""
+        status, message, cure = "skipped", f"could not be done: {first_line(problem)}", ""
     return {"check": name, "status": status, "message": message, "cure": cure}

@@ -19,7 +19,7 @@ from robustkit import streams
 from robustkit.batch_size import auto_batch
 from robustkit.classifier import Classifier, pick_device
 from robustkit.data import Data
-from robustkit.errors import BadInput, Missing
+from robustkit.errors import BadInput, Missing, first_line
 from robustkit.leaderboard.definition import Definition
 from robustkit.leaderboard.files import HEADER
 from robustkit.leaderboard.manifest import MODEL, Entry
@@ -125,7 +125,7 @@ def model_of_bytes(raw: bytes, spec: str, device: str) -> Classifier:
         except BadInput as problem:
             raise BadInput(f"the submitted model: {str(problem).replace(str(path), MODEL)}") from problem
         except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError, RecursionError) as problem:
-            line = (str(problem).splitlines() or [""])[0][:120]
+            line = first_line(problem)[:120]
             raise BadInput(f"the submitted model cannot be built ({type(problem).__name__}: {line})") from problem
     return classifier
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustkit.data import Data
-from robustkit.errors import BadInput, Missing, RobustkitError, unknown
+from robustkit.errors import BadInput, Missing, RobustkitError, first_line, unknown
 from robustkit.leaderboard.challenges import Challenge
 from robustkit.leaderboard.definition import FILE as DEFINITION
 from robustkit.leaderboard.files import real_folder
@@ -212,6 +212,6 @@ def evidence(
         for found in [*check.all(), *(told for one in challenges for told in check.challenge(one))]:
             verdict.add(found)
     except (RobustkitError, RuntimeError) as problem:
-        verdict.add((str(problem).splitlines() or [type(problem).__name__])[0])
+        verdict.add(first_line(problem))
     verdict.measured |= {"forwards": subject.classifier.forwards - before, "witnesses": check.judged}
     verdict.measured["passes"] = round(verdict.measured["forwards"] / len(data), 3)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robustkit.errors import BadInput, unknown
+from robustkit.errors import BadInput, first_line, unknown
 from robustkit.models.denoiser import Denoiser, drawing
 from robustkit.models.synthesis import Synthesis
 from robustkit.models.synthesising import synthesising
@@ -73,7 +73,7 @@ def output_shape(text: str, input_shape: tuple[int, int, int]) -> tuple[int, ...
         with torch.no_grad():
             out: Tensor = net(torch.empty(2, *input_shape, device="meta"))
     except (RuntimeError, ValueError, IndexError) as problem:
-        line = str(problem).splitlines()[0]
+        line = first_line(problem)
         raise BadInput(f"architecture {text!r} does not take images {'x'.join(map(str, input_shape))}: {line}") from problem
     return tuple(out.shape[1:])
 
@@ -110,7 +110,7 @@ def _layer(text: str, whole: str, depth: int) -> nn.Module:
     try:
         return _TABLE[name](_Arguments(arguments))
     except (ValueError, TypeError, RuntimeError, OverflowError) as problem:
-        raise BadInput(f"architecture {_short(whole)}: {text!r}: {str(problem).splitlines()[0]}") from problem
+        raise BadInput(f"architecture {_short(whole)}: {text!r}: {first_line(problem)}") from problem
 
 
 class _Arguments:

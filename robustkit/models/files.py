@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from robustkit.classifier import Classifier
-from robustkit.errors import BadInput
+from robustkit.errors import BadInput, first_line
 from robustkit.filetypes import content
 from robustkit.models.architecture import output_shape, skeleton
 from robustkit.models.architectures import Shape, from_metadata
@@ -39,7 +39,7 @@ def file_model(path: Path, spec: str, device: str | torch.device, allow_code: bo
     except BadInput:
         raise
     except Exception as problem:
-        line = (str(problem).strip().splitlines() or [""])[0]
+        line = first_line(problem)
         raise BadInput(
             f"{path}: the {what} archive cannot be loaded ({type(problem).__name__}: {line}): save it with this torch"
         ) from problem

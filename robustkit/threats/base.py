@@ -35,10 +35,13 @@ def exact(value: Fraction | str | float | int, what: str = "eps") -> Fraction:
 
 
 def input_gradient(values: Tensor, leaf: Tensor) -> Tensor:
-    """Gradient of the sum of (R,) values with respect to a leaf; zero where the graph between them is cut."""
+    """Gradient of the sum of (R,) values with respect to a leaf; zero where the graph is cut or has no backward."""
     if not values.requires_grad:
         return torch.zeros_like(leaf)
-    (found,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+    try:
+        (found,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+    except NotImplementedError:  # a Function without a backward
+        return torch.zeros_like(leaf)
     return torch.zeros_like(leaf) if found is None else found
 
 
