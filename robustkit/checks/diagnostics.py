@@ -28,6 +28,7 @@ from robustkit.data import Data
 from robustkit.methods import Attack
 from robustkit.numerics import PAD
 from robustkit.plan import Stage
+from robustkit.search.loss_scale import loss_scale
 from robustkit.sharing import ALONE, Sharing
 from robustkit.spec import build
 from robustkit.verdict.evidence import Evidence
@@ -175,9 +176,12 @@ class Examination:
         largest: list[Tensor] = []
         for i in range(0, len(x), PAD):
             rows, label = x[i : i + PAD], y[i : i + PAD, None]
+            clean = self.logits[torch.from_numpy(self.probe.at[i : i + PAD])].to(x.device)
+            scale = torch.ones(len(clean), device=x.device) if classifier.random else loss_scale(clean)
 
-            def cross_entropy(image: Tensor, label: Tensor = label) -> Tensor:
+            def cross_entropy(image: Tensor, label: Tensor = label, scale: Tensor = scale) -> Tensor:
                 logits = classifier.surrogate(image) if classifier.surface.surrogate else classifier.forward(image)
+                logits = logits * scale[:, None]
                 return logits.logsumexp(1) - logits.gather(1, label)[:, 0]
 
             try:
