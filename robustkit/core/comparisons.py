@@ -47,3 +47,15 @@ def margins(logits: Tensor, y: Tensor) -> Tensor:
 def clear_margin(logits: Tensor) -> Tensor:
     """(R,) the margin below which float32 rounding could decide."""
     return MARGIN * (1 + torch.nan_to_num(logits, 0, 0, 0).abs().amax(1))
+
+
+def close_call(logits: Tensor) -> Tensor:
+    """(R,) bool: the two best logits lie within 64 units in the last place of float32 (2 of their own, in half precision).
+
+    Nearer than this another machine, which adds in another order, may see another winner.
+    """
+    best = logits.double().topk(2, dim=1).values
+    digits, units = {torch.float16: (11, 2), torch.bfloat16: (8, 2)}.get(logits.dtype, (24, 64))
+    _, exponent = torch.frexp(best.abs().amax(1))
+    unit = torch.ldexp(torch.ones_like(best[:, 0]), exponent - digits)
+    return torch.isfinite(best).all(1) & (best[:, 0] - best[:, 1] <= units * unit)
