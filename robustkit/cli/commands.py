@@ -157,10 +157,8 @@ def verify(args: argparse.Namespace) -> int:
         print(json.dumps(found.document(), indent=1))
         return found.exit_code
     counted = ", ".join(f"{count} {what}" for what, count in found.measured.items() if count and what != "forwards")
-    counted = f" ({counted})" if counted else ""
-    print(
-        f"{'ok' if found.ok else 'FAILED' if found.problems else 'not all checked'}: {_plain(found.run)}{f' ({counted})' if counted else ''}"
-    )
+    state = "ok" if found.ok else "FAILED" if found.problems else "not all checked"
+    print(f"{state}: {_plain(found.run)} ({counted or 'nothing'} checked)")
     told = [("", found.problems), ("not checked: ", found.unchecked), ("note: ", found.notes)]
     for kind, lines in told:
         for line in lines:

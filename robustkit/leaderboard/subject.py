@@ -39,7 +39,11 @@ def load_subject(entry: Entry, data: Data, *, device: str = "auto", allow_code: 
         classifier = model_of_bytes(entry.read(MODEL), str(about["spec"]), device)
     else:
         spec = str(about["spec"])
-        classifier = open_model(spec, None, device=device, allow_code=allow_code)
+        try:
+            classifier = open_model(spec, None, device=device, allow_code=allow_code)
+        except Missing as problem:
+            hint = "the entry does not hold it, so it cannot be checked here, not even with --allow-code"
+            raise Missing(f"{entry.name}: {str(problem).replace('give it with --model', hint)}") from problem
         if classifier.sha256 != about["sha256"]:
             digests = f"sha256 {str(classifier.sha256)[:12]}..., submitted {about['sha256'][:12]}..."
             raise BadInput(f"{spec} is here another model than the one submitted ({digests})")
