@@ -107,7 +107,7 @@ class Answers:
         targets = self.subject.targets(label)
         if self.judge.goal.targeted:
             right &= (predicted != targets).numpy()
-        clear = ~close_call(logits).numpy()  # nearer than this another machine may round otherwise
+        clear = ~close_call(logits, self.subject.classifier.logits_dtype).numpy()  # nearer than this another machine may round otherwise
         yield from told("predicted", own["predicted"], predicted.numpy(), "the model", clear)
         yield from told("clean and correct", own["upper"] > 0, right, "the model", clear)
         largest = logits.nan_to_num(0, 0, 0).gather(1, torch.stack([label, predicted], 1)).abs().amax(1).double().numpy()

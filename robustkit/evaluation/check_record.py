@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from robustkit.core.comparisons import RULE
 from robustkit.errors import RobustkitError
 from robustkit.spec import digest, number
 from robustkit.store import canonical_json
-
-JUDGE = 2
-"""The first version of the rule that decides what is wrong under which verdicts are the same here."""
 
 
 def check_digest(record: Mapping[str, Any]) -> Iterator[str]:
@@ -39,7 +37,7 @@ def check_record(record: Mapping[str, Any], summary: Mapping[str, Any]) -> Itera
 def old_rule(record: Mapping[str, Any]) -> str:
     """One line for a run that was judged by an older rule, "" for others."""
     version = record["specification"].get("judge", 1)
-    if isinstance(version, int) and version >= JUDGE:
+    if isinstance(version, int) and version >= RULE:
         return ""
     return (
         "judged by the old rule: a hit had to err by a margin, so adversarial examples may have been thrown away and "

@@ -68,7 +68,7 @@ def judge_rows(
         answer = logits.nan_to_num(-torch.inf).argmax(1)
         if stored and not subject.classifier.random:
             verified = verified | (inside & boxed & almost_wrong(judge, logits, y, target))
-            answer = torch.where(close_call(logits), -1, answer)
+            answer = torch.where(close_call(logits, subject.classifier.logits_dtype), -1, answer)
         verified = verified & finite
         good.append(verified.cpu())
         sizes.append(size.cpu())
@@ -89,7 +89,7 @@ def almost_wrong(judge: Judge, logits: Tensor, y: Tensor, target: Tensor) -> Ten
     The two best logits are a close call, and where the goal is a target, it is one of the two.
     """
     seen = judge.goal.seen(logits, y)
-    close = close_call(seen)
+    close = close_call(seen, judge.classifier.logits_dtype)
     if judge.goal.targeted:
         second = seen.nan_to_num(-torch.inf).topk(2, dim=1).values[:, 1]
         close = close & (seen.gather(1, target[:, None])[:, 0] >= second)
