@@ -74,6 +74,9 @@ def check_figures(summary: Mapping[str, Any], own: Arrays) -> Iterator[str]:
             continue
         radii = np.maximum(own[name], 0)
         yield from _differs(f"certified_radius.{kind}", told, {"mean": float(radii.mean()), "median": float(np.median(radii))})
+    reason = str(summary.get("not_established") or "")
+    if established and reason:
+        yield f"summary.json: robust_accuracy is {_shown(summary['robust_accuracy'])} although it is not established: {ascii(reason)[:100]}"
     yield from _stages(summary, evidence)
 
 

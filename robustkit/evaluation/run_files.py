@@ -19,7 +19,7 @@ from robustkit.evaluation.judge_witnesses import Arrays
 from robustkit.report.runs import load_run
 
 HEADER = 1 << 20
-_TYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8", "U8": "<u1"}
+_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "<u1", "BOOL": "?"}
 _COLUMNS = {
     **dict.fromkeys(("index", "label", "predicted", "lower_stage", "upper_stage", "adversarial_class"), "i8"),
     **dict.fromkeys(("confidence", "clean_margin", "lower", "lower_statistical", "lower_conditional", "upper"), "f8"),
@@ -70,12 +70,12 @@ def read_run(folder: Path) -> RunFiles:
     """Read a run folder; raises Missing where there is none, BadInput where it is damaged."""
     if not _is_folder(folder):
         raise Missing(f"no run folder at {folder}: give the folder that robustkit evaluate --out wrote")
+    record, summary = _document(folder / "run.json"), {}
+    columns: dict[str, Any] = {}
     if (folder / "summary.json").exists():
-        run = load_run(folder)
-        record, summary, columns = dict(run.record), dict(run.summary), dict(run.columns)
+        columns = dict(load_run(folder).columns)
+        summary = _document(folder / "summary.json")  # as it is stored: `load_run` may mend its figures
         _check_columns(columns, folder / "samples.npz")
-    else:
-        record, summary, columns = _record(folder / "run.json"), {}, {}
     said = record.get("specification")
     wrong = [key for key, kind in _SPECIFICATION.items() if not isinstance(said, dict) or not isinstance(said.get(key), kind)]
     if wrong or not all(isinstance(stage, dict) for stage in record["specification"]["stages"]):
@@ -124,7 +124,7 @@ def _check_columns(columns: Arrays, path: Path) -> None:
             raise BadInput(f"{path}: the column {name} is missing or no {np.dtype(kind)} of length {count}: run the same command again")
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _document(path: Path) -> dict[str, Any]:
     try:
         if not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size > 1 << 24:
             raise BadInput(f"{path} is no regular file of at most 16 MiB")

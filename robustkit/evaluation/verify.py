@@ -17,6 +17,7 @@ from torch import nn
 from robustkit.classifier import Classifier, as_classifier, pick_device
 from robustkit.core.comparisons import float_below
 from robustkit.data import Data, as_data, load_data
+from robustkit.data.dataset import hash_arrays
 from robustkit.errors import BadInput, Missing, RobustkitError
 from robustkit.evaluation.check_answers import Answers, check_samples, check_witness_images, check_witness_rows
 from robustkit.evaluation.check_certificates import Certificates
@@ -213,9 +214,11 @@ def _data(
         images = load_data(given, root)
     else:
         images = as_data(*given)
-    if images.digest != said.get("digest"):
-        found.add([f"run.json: the data's digest is {str(said.get('digest'))[:16]!a}, that of {images.spec} is {images.digest[:16]!a}"])
-        return None
+    pairs = [(said.get("digest"), images.digest), (said.get("values"), hash_arrays(images.values, images.y) if "values" in said else None)]
+    for wanted, digest in pairs:
+        if wanted != digest:
+            found.add([f"run.json: the data's digest is {str(wanted)[:16]!a}, that of {images.spec} is {str(digest)[:16]!a}"])
+            return None
     return images
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class Definition:
         return self._question() | {"version": 0} == other._question() | {"version": 0}
 
     def _question(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in _FORM if key != "schema_version"}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
 
     @property
     def most_witnesses(self) -> int:
