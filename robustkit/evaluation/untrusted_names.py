@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
@@ -163,28 +164,7 @@ def _content(path: Path) -> bytes:
         raise BadInput(f"{path} cannot be read ({problem.strerror})") from problem
 
 
-def model_of_bytes(raw: bytes, spec: str, device: str) -> Classifier:
-    """A Classifier from the bytes of a safetensors file that a stranger may have made; raises BadInput."""
-    header = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else 0
-    if not 2 <= header <= min(HEADER, len(raw) - 8):
-        what = "is a Python pickle, which can run code when read" if raw[:1] == b"\x80" else "is no safetensors file"
-        raise BadInput(f"the submitted model {what}: nothing of it is read")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / MODEL
-        path.write_bytes(raw)
-        try:
-            checkpoint = read_checkpoint(path)
-            _affordable(checkpoint.metadata)
-            classifier = checkpoint_model(checkpoint, spec, spec, pick_device(device))
-        except BadInput as problem:
-            raise BadInput(f"the submitted model: {str(problem).replace(str(path), MODEL)}") from problem
-        except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError, RecursionError) as problem:
-            line = (str(problem).splitlines() or [""])[0][:120]
-            raise BadInput(f"the submitted model cannot be built ({type(problem).__name__}: {line})") from problem
-    return classifier
-
-
-def _affordable(metadata: dict[str, str]) -> None:
+def affordable(metadata: dict[str, str]) -> None:
     """Raises BadInput where a few small weights ask for enormous intermediate results."""
     text, said = metadata.get("architecture"), metadata.get("input", "")
     shape = [int(part) for part in said.partition(" ")[0].split("x") if part.isdecimal() and len(part) < 7]
@@ -203,6 +183,30 @@ def _affordable(metadata: dict[str, str]) -> None:
             layer.register_forward_hook(count)
     with torch.no_grad():
         net(torch.empty(1, *shape, device="meta"))
+
+
+def model_of_bytes(raw: bytes, spec: str, device: str, allowed: Callable[[dict[str, str]], None] = affordable) -> Classifier:
+    """A Classifier from the bytes of a safetensors file that a stranger may have made; raises BadInput.
+
+    `allowed` is given the file's metadata before the network is built, and raises where it asks for too much.
+    """
+    header = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else 0
+    if not 2 <= header <= min(HEADER, len(raw) - 8):
+        what = "is a Python pickle, which can run code when read" if raw[:1] == b"\x80" else "is no safetensors file"
+        raise BadInput(f"the submitted model {what}: nothing of it is read")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL
+        path.write_bytes(raw)
+        try:
+            checkpoint = read_checkpoint(path)
+            allowed(checkpoint.metadata)
+            classifier = checkpoint_model(checkpoint, spec, spec, pick_device(device))
+        except BadInput as problem:
+            raise BadInput(f"the submitted model: {str(problem).replace(str(path), MODEL)}") from problem
+        except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError, RecursionError) as problem:
+            line = (str(problem).splitlines() or [""])[0][:120]
+            raise BadInput(f"the submitted model cannot be built ({type(problem).__name__}: {line})") from problem
+    return classifier
 
 
 def _shown(text: str) -> str:
