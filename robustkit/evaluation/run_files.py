@@ -35,6 +35,7 @@ _SPECIFICATION: dict[str, Any] = {
     "stages": list,
     "seed": int,
 }
+_SUMMARY: dict[str, Any] = {**dict.fromkeys(("model", "data", "interval95"), dict), **dict.fromkeys(("eps", "stages", "curve"), list)}
 _UNIT = re.compile(r"(\d{2,4})-[^/\\]*")
 
 
@@ -76,6 +77,9 @@ def read_run(folder: Path) -> RunFiles:
         columns = dict(load_run(folder).columns)
         summary = _document(folder / "summary.json")  # as it is stored: `load_run` may mend its figures
         _check_columns(columns, folder / "samples.npz")
+        odd = [key for key, kind in _SUMMARY.items() if not isinstance(summary.get(key), kind)]
+        if odd:
+            raise BadInput(f"{folder / 'summary.json'} is no answer of a run (wrong or missing: {', '.join(odd)})")
     said = record.get("specification")
     wrong = [key for key, kind in _SPECIFICATION.items() if not isinstance(said, dict) or not isinstance(said.get(key), kind)]
     if wrong or not all(isinstance(stage, dict) for stage in record["specification"]["stages"]):
