@@ -118,7 +118,7 @@ def other_end(told: dict[str, Any]) -> None:
 
 
 def other_point(told: dict[str, Any]) -> None:
-    told["curve"][1]["certified_accuracy"] += 0.25
+    told["curve"][1]["certified_accuracy"] = 0.125
 
 
 FORGERIES: dict[str, tuple[Callable[[Path], Any], str]] = {
