@@ -174,8 +174,8 @@ def test_a_strangers_folder_runs_nothing(
     name = name.replace("PRIVATE", str(canary))
     _GUARDED.clear()
     source = board.entries()[0]
-    source = replace(source, folder=Path(shutil.copytree(source.folder, tmp_path / "source" / source.id)))
-    entry = Entry(source.folder, board.definition, source.digest, source.name)
+    kept = Path(shutil.copytree(source.folder, tmp_path / "source" / source.id))
+    entry = Entry(kept, board.definition, source.digest, source.name)
     held = shutil.copytree(board.path, tmp_path / "kept@1")
     folder = hostile(runs / "standard", tmp_path / "run", canary, kind, name)
     forged = hostile_board(board, entry, plant, kind, name)
@@ -217,8 +217,8 @@ def test_what_is_allowed_runs(runs: Path, canary: Path, tmp_path: Path) -> None:
     folder = hostile(runs / "standard", tmp_path / "run", canary, "model", "canary:call")
     with_code = rk.verify(folder, allow_code=True)
     assert "imported" in TRACES and "called" in TRACES and with_code.unchecked
-    TRACES.clear()
     named = hostile(runs / "standard", tmp_path / "other", canary, "model", str(canary / "model.safetensors"))
+    TRACES.clear()
     assert rk.verify(named, allow_code=True).exit_code == 3 and TRACES == []
     assert rk.verify(named, model=canary / "model.safetensors").ok and TRACES != []
 
