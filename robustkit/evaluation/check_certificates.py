@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from robustkit.evaluation.untrusted_names import code_in
 from robustkit.guarantees import guarantee_class
 from robustkit.methods import Certifier, StatisticalCertifier
 from robustkit.numerics import PAD
-from robustkit.spec import parse
+from robustkit.spec import Spec, parse
 from robustkit.verdict.evidence import Ints
 from robustkit.verdict.proof import prove
 
@@ -27,6 +28,10 @@ CLOSE = 0.8
 
 LOST = 0.1
 """Share of statistical certificates that may not come again: those near the border fall by chance."""
+
+
+MOST, STEPS = 1_000_000, 1_000
+"""Draws and steps that a certifier which a stranger names may ask for."""
 
 
 @dataclass
@@ -136,6 +141,8 @@ class Certificates:
         try:
             if not spec or code_in(parse(spec)):
                 raise RobustkitError("no bundled certifier")
+            if _endless(parse(spec)):
+                raise RobustkitError(f"it asks for more than {MOST:,} draws or {STEPS:,} steps")
             method = registry.make("certifier", spec)
         except RobustkitError as problem:
             self.left.append(f"{count} certificates of {spec[:60]!a}: {str(problem)[:120]}")
@@ -149,3 +156,13 @@ def _reachable(radius: np.ndarray, budgets: Sequence[float]) -> np.ndarray:
     for budget in sorted(budgets):
         found = np.where(radius >= budget, np.maximum(found, budget), found)
     return found
+
+
+def _endless(spec: Spec) -> bool:
+    """Whether an option of a certifier, at any depth, asks for work without end."""
+    for key, value in [("", value) for value in spec.items] + [*spec.options.items()]:
+        if isinstance(value, Spec) and _endless(value):
+            return True
+        if isinstance(value, Fraction) and value > (STEPS if key in ("steps", "iterations", "looks") else MOST):
+            return True
+    return False

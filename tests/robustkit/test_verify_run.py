@@ -187,6 +187,14 @@ def test_an_invented_proof_is_proven_again(run: Path) -> None:
     assert rk.verify(run, certificates=True).problems == [f"sample {place}: ibp does not prove the claimed radius {radius:.6g}"]
 
 
+@pytest.mark.parametrize("spec", ["alpha-crown:steps=100000000", "smoothing:n=1000000000", "sound:(alpha-crown:steps=100000000)"])
+def test_a_certifier_without_end_is_not_started(run: Path, spec: str) -> None:
+    for name, stages in (("run.json", lambda told: told["specification"]["stages"]), ("summary.json", lambda told: told["stages"])):
+        document(run, name, lambda told, stages=stages: [one.update(spec=spec, method=spec) for one in stages(told)[:2]])
+    found = rk.verify(run, certificates=True)
+    assert found.measured["certificates"] == 0 and "asks for more than" in found.unchecked[0]
+
+
 def test_exit_codes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
