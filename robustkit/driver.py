@@ -155,6 +155,7 @@ class Driver:
                 self.view.least += 1
                 over = batch.rows.steps >= self.attack.iterations
                 self.view.finish(batch.state["p"], over | batch.state["over"] if "over" in batch.state else over)
+            self.view.ask_judge()
             self.tick(0)
             over = self.view.book["done"] & batch.live
             finished = int(over.sum())
