@@ -18,9 +18,10 @@ from robustkit.leaderboard.judging import judge_rows, parameters_of
 from robustkit.leaderboard.manifest import Entry
 from robustkit.leaderboard.question import question
 from robustkit.leaderboard.subject import Subject
+from robustkit.report.columns import as_evidence as as_evidence
 from robustkit.spec import number
 from robustkit.summary import accuracies, curve, interval
-from robustkit.verdict.evidence import Evidence, Ints
+from robustkit.verdict.evidence import Ints
 
 
 class Check:
@@ -197,17 +198,6 @@ class Check:
         off = verified & ~(np.abs(measured - size) <= 1e-9 * (1 + np.abs(measured)))
         if bool(off.any()):
             yield f"{where}, sample {int(at[_first(off)])}: its size is {measured[off][0]:.9g}, the file says {size[off][0]:.9g}"
-
-
-def as_evidence(columns: Arrays) -> Evidence:
-    """Columns as the evidence they were written from."""
-    own = [columns[key] for key in ("index", "label", "predicted", "confidence", "clean_margin")]
-    found = Evidence(own[0], own[1], own[2], own[3], own[4], columns["upper"] > 0)
-    found.upper, found.upper_stage = columns["upper"], columns["upper_stage"]
-    found.adversarial_class, found.radius_covered = columns["adversarial_class"], columns["radius_covered"]
-    found.proofs = {0: ("deterministic", np.where(columns["lower"] > 0, columns["lower"], -np.inf))}
-    found.proofs |= {n + 1: (kind, columns[f"lower_{kind}"]) for n, kind in enumerate(("statistical", "conditional"))}
-    return found
 
 
 def told(name: str, own: NDArray[Any], wanted: NDArray[Any], who: str, only: NDArray[np.bool_] | None = None) -> Iterator[str]:
