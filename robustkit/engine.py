@@ -31,7 +31,7 @@ from robustkit.run import Evaluation as Evaluation
 from robustkit.run import Run
 from robustkit.sharing import Processes, Sharing
 from robustkit.spec import digest, number_text
-from robustkit.store import Store, canonical_json
+from robustkit.store import JUDGE, Store, canonical_json
 from robustkit.suites import has_suite
 from robustkit.summary import environment
 from robustkit.threads import threads_for
@@ -135,6 +135,7 @@ def evaluate(
         "labels": labels,
         "stages": [s.describe() for s in stages],
         "seed": seed,
+        "judge": JUDGE,
     } | ({"threat_version": threat_.version} if threat_.version > 1 else {})
     folder = Path(out) if out is not None else _folder(specification, resumes=classifier.sha256 is not None)
     store = Store(folder)

@@ -85,11 +85,11 @@ def read_file(path: Path, most: int) -> bytes:
                 raise BadInput(f"{path} is no regular file")
             if about.st_size > most:
                 raise BadInput(f"{path} has {about.st_size:,} bytes: at most {most:,} are read")
-            raw = file.read(most + 1)
+            raw = file.read(about.st_size + 1)
     except OSError as problem:
         raise BadInput(f"{path} cannot be read ({problem.strerror})") from problem
-    if len(raw) > most:
-        raise BadInput(f"{path} grew while it was read: at most {most:,} bytes are read")
+    if len(raw) > about.st_size:
+        raise BadInput(f"{path} grew while it was read")
     return raw
 
 

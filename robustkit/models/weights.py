@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
+from robustkit.core.files import write_atomic
 from robustkit.errors import BadInput
 from robustkit.filetypes import DESCRIBED, content
 from robustkit.models.architecture import output_shape, skeleton
@@ -152,17 +151,8 @@ def state_digest(module: nn.Module) -> str:
 
 
 def _write(path: Path, raw: bytes) -> None:
-    """All or nothing: a temporary file beside it, flushed to disk, then renamed over it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """All or nothing, as `core.files` writes; raises BadInput."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomic(path, raw)
     except OSError as problem:
         raise BadInput(f"cannot write {path}: {problem.strerror or problem}") from problem
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

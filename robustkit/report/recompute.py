@@ -20,10 +20,8 @@ from robustkit.errors import BadInput
 from robustkit.guarantees import CLASSES
 from robustkit.report.columns import LARGEST, as_evidence
 from robustkit.spec import number
+from robustkit.store import JUDGE
 from robustkit.verdict.evidence import Evidence
-
-JUDGE = 2
-"""The rule that decides now what is wrong (`judge` in a run's specification; runs before it have none)."""
 
 OLD_RULE = "judged by the old rule"
 
