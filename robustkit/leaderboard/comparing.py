@@ -15,7 +15,7 @@ from robustkit.errors import BadInput, Missing
 from robustkit.leaderboard.definition import FILE as BOARD
 from robustkit.leaderboard.files import Arrays
 from robustkit.report.runs import load_run
-from robustkit.spec import number
+from robustkit.spec import Spec, number, parse
 from robustkit.threats import load_threat
 
 
@@ -149,8 +149,17 @@ def side(place: str | Path) -> Side:
 
 def _side(name: str, told: Any, columns: Arrays, upper: NDArray[np.float64]) -> Side:
     data = str(told["data"].get("sha256") or told["data"]["spec"])
-    family = load_threat(str(told["threat"])).family
+    family = _family(str(told["threat"]))
     return Side(name, data, str(told["threat"]), family, tuple(told["eps"]), str(told["goal"]), str(told["labels"]), columns, upper)
+
+
+def _family(text: str) -> str:
+    """What two threats have in common but for their budgets; of a family that is not robustkit's, its own text."""
+    try:
+        return load_threat(text).family
+    except BadInput:
+        spec = parse(text)
+        return str(Spec(spec.name, spec.items[1:], spec.options))
 
 
 def _what(one: Side, key: str) -> str:

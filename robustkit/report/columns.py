@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -75,10 +78,13 @@ def _rules(own: Arrays) -> list[tuple[str, NDArray[np.bool_]]]:
 
 
 def _odd(own: Arrays, names: tuple[str, ...]) -> NDArray[np.bool_]:
-    return np.logical_or.reduce([(own[name] < -1) | (own[name] > 1 << 31) for name in names])
+    found = np.zeros(len(own[names[0]]), dtype=bool)
+    for name in names:
+        found |= (own[name] < -1) | (own[name] > 1 << 31)
+    return found
 
 
-def as_evidence(columns: Arrays) -> Evidence:
+def as_evidence(columns: Mapping[str, NDArray[Any]]) -> Evidence:
     """Columns as the evidence they were written from."""
     own = [columns[key] for key in ("index", "label", "predicted", "confidence", "clean_margin")]
     found = Evidence(own[0], own[1], own[2], own[3], own[4], columns["upper"] > 0)

@@ -12,16 +12,18 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robustkit import binomial
 from robustkit.core.comparisons import float_below
-from robustkit.core.untrusted_files import Arrays
 from robustkit.errors import BadInput
 from robustkit.guarantees import CLASSES
 from robustkit.report.columns import LARGEST, as_evidence
 from robustkit.spec import number
 from robustkit.store import JUDGE
 from robustkit.verdict.evidence import Evidence
+
+Columns = Mapping[str, NDArray[Any]]
 
 OLD_RULE = "judged by the old rule"
 
@@ -41,7 +43,7 @@ def budgets(summary: Mapping[str, Any], where: str) -> list[tuple[str, Fraction]
     return found
 
 
-def recomputed(summary: Mapping[str, Any], columns: Arrays, *, old: bool, where: str) -> tuple[dict[str, Any], list[str]]:
+def recomputed(summary: Mapping[str, Any], columns: Columns, *, old: bool, where: str) -> tuple[dict[str, Any], list[str]]:
     """The summary in the form of version 2 with the columns' figures, and each figure in which the stored one differs."""
     evidence, asked = as_evidence(columns), [value for _, value in budgets(summary, where)]
     why = OLD_RULE if old else str(summary.get("not_established", ""))
@@ -84,7 +86,8 @@ def _curve(points: list[dict[str, Any]], evidence: Evidence, asked: list[Fractio
     """At the budgets asked for; between them only where a search for radii has been through every correct sample."""
     exact: dict[float, Fraction | float] = {float(eps): eps for eps in (Fraction(0), *asked)}
     if bool(evidence.radius_covered[evidence.correct].all()) and bool(evidence.correct.any()):
-        exact = {float(point["eps"]): float(point["eps"]) for point in points} | exact
+        for point in points:
+            exact.setdefault(float(point["eps"]), float(point["eps"]))
     found = []
     for at, eps in sorted(exact.items()):
         left = evidence.robust_accuracy(eps)
@@ -93,7 +96,7 @@ def _curve(points: list[dict[str, Any]], evidence: Evidence, asked: list[Fractio
     return found
 
 
-def _beside(summary: Mapping[str, Any], columns: Arrays, eps: Fraction) -> dict[str, Any]:
+def _beside(summary: Mapping[str, Any], columns: Columns, eps: Fraction) -> dict[str, Any]:
     """What stands beside the bracket and can be read off the columns."""
     found: dict[str, Any] = {}
     at_once = summary.get("simultaneous")
