@@ -71,10 +71,17 @@ def _answer(args: argparse.Namespace, evaluation: Any, gate: str, *, certifiers:
         print(f"robustkit: {evaluation.status}: the bracket so far is valid; the same command goes on", file=sys.stderr)
     if evaluation.contradicted:
         print("robustkit: a witness contradicts a certificate; see the diagnostics", file=sys.stderr)
-    if evaluation.exit_code == 0 and args.fail_under is not None and summary[gate] < args.fail_under:
-        print(f"robustkit: {gate.replace('_', ' ')} {summary[gate]:.4f} is below --fail-under {args.fail_under}", file=sys.stderr)
+    if evaluation.exit_code or args.fail_under is None:
+        return int(evaluation.exit_code)
+    found, name = summary[gate], gate.replace("_", " ")
+    if found is None:
+        why = f"is not established ({summary['not_established']}), so that --fail-under {args.fail_under} fails"
+        print(f"robustkit: {name} {why}", file=sys.stderr)
         return 1
-    return int(evaluation.exit_code)
+    if found < args.fail_under:
+        print(f"robustkit: {name} {found:.4f} is below --fail-under {args.fail_under}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def train(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from robustkit.errors import BadInput
 from robustkit.leaderboard.definition import Definition
 from robustkit.leaderboard.documents import canonical, check, exactly, is_short_text, parse, parse_canonical, sha256
 from robustkit.leaderboard.files import Arrays, columns, is_hex, read_checked, read_file, real_folder, tensors
+from robustkit.report.older import upgraded
 
 SCHEMA = 1
 FILE = "manifest.json"
@@ -36,11 +37,14 @@ _FORM: Mapping[str, Any] = {
 }
 _STAGE = {
     "name": str, "spec": str, "kind": str, "eps": str, "received": int, "settled": int, "robust_accuracy": (float, type(None)),
+    "robust_accuracy_at_most?": (float, type(None)),
     "certified_accuracy": (float, type(None)), "seconds": float, "forwards": int, "backwards": int, "queries": int, "complete": bool,
     "note": str, "guarantee?": str, "proven?": int,
 }  # fmt: skip
-_SHARES = ("clean_accuracy", "robust_accuracy", "certified_accuracy", "open", "certified_statistical", "certified_conditional")
-_INTERVALS = {name: [float] for name in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
+_SHARES = ("clean_accuracy", "certified_accuracy", "certified_statistical", "certified_conditional")
+_MAYBE = ("robust_accuracy", "open")
+"""Shares that are null where robust accuracy is not established."""
+_ACCURACIES = ("clean_accuracy", "robust_accuracy", "certified_accuracy")
 SUMMARY: Mapping[str, Any] = {
     "schema_version": int,
     "model": {"spec": str, "sha256": (str, type(None)), "parameters": int, "surface?": str},
@@ -51,9 +55,20 @@ SUMMARY: Mapping[str, Any] = {
     "labels": str,
     "seed": int,
     **dict.fromkeys(_SHARES, float),
-    "interval95": _INTERVALS,
+    **dict.fromkeys(_MAYBE, (float, type(None))),
+    "robust_accuracy_at_most?": float,
+    "checked?": bool,
+    "not_established?": str,
+    "interval95": {},
     "population95": [float],
-    "curve": [{"eps": float, "robust_accuracy": (float, type(None)), "certified_accuracy": (float, type(None))}],
+    "curve": [
+        {
+            "eps": float,
+            "robust_accuracy": (float, type(None)),
+            "robust_accuracy_at_most?": (float, type(None)),
+            "certified_accuracy": (float, type(None)),
+        }
+    ],
     "eight_bit": (float, type(None)),
     "stages": [_STAGE],
     "diagnostics": [{"check": str, "status": str, "message": str, "cure": str}],
@@ -188,18 +203,22 @@ def checked_summary(found: dict[str, Any], where: str) -> dict[str, Any]:
     """The summary itself; raises BadInput unless it has the documented form and its shares are shares."""
     check(found, SUMMARY, where)
     found = {key: value for key, value in found.items() if key not in UNCHECKED}
-    if found["schema_version"] != 1:
-        raise BadInput(f"{where} has schema_version {found['schema_version']}: this robustkit reads 1")
-    shares = [
-        found[key]
-        for key in ("clean_accuracy", "robust_accuracy", "certified_accuracy", "certified_statistical", "certified_conditional", "open")
-    ]
-    shares += [value for key in _INTERVALS for value in found["interval95"][key]] + found["population95"]
-    shares += [point[key] for point in found["curve"] for key in ("robust_accuracy", "certified_accuracy") if point[key] is not None]
-    shares += [stage[key] for stage in found["stages"] for key in ("robust_accuracy", "certified_accuracy") if stage[key] is not None]
+    if found["schema_version"] not in (1, 2):
+        raise BadInput(f"{where} has schema_version {found['schema_version']}: this robustkit reads 1 and 2")
+    reaches = {name: found["interval95"].get(name) for name in _ACCURACIES}
+    for name, reach in reaches.items():
+        check({name: [] if reach is None and name == "robust_accuracy" else reach}, {name: [float]}, f"{where}: interval95")
+    if found["schema_version"] == 1:
+        found = upgraded(found)
+    absent = [key for key in ("robust_accuracy_at_most", "checked", "not_established") if key not in found]
+    if absent:
+        raise BadInput(f"{where} lacks {', '.join(absent)}")
+    shares = [found[key] for key in (*_SHARES, *_MAYBE, "robust_accuracy_at_most") if found[key] is not None] + found["population95"]
+    shares += [value for reach in reaches.values() for value in reach or ()]
+    shares += [told[key] for told in found["curve"] + found["stages"] for key in told if key.endswith("accuracy") and told[key] is not None]
     if not all(-1e-9 <= value <= 1 + 1e-9 for value in shares) or not found["eps"]:
         raise BadInput(f"{where} holds shares outside [0, 1], or no budget")
-    if any(len(found["interval95"][key]) != 2 for key in _INTERVALS) or len(found["population95"]) != 2:
+    if any(len(reach) != 2 for reach in reaches.values() if reach is not None) or len(found["population95"]) != 2:
         raise BadInput(f"{where}: an interval has not two ends")
     counts = [stage[key] for stage in found["stages"] for key in ("received", "settled", "forwards", "backwards", "queries", "seconds")]
     if any(not 0 <= value < 1e18 or not math.isfinite(value) for value in counts) or len(found["stages"]) > 1000:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput, Missing
+from robustkit.report.older import upgraded
 from robustkit.report.palette import STATES
 from robustkit.report.wording import stage_labels
 from robustkit.spec import number, number_text
 
-SCHEMA = 1
+SCHEMA = 2
 Columns = Mapping[str, NDArray[Any]]
 
 _COLUMNS = (
@@ -123,9 +124,11 @@ class Run:
         budget = self.budget[1]
         read = {
             "clean_accuracy": self.columns["upper"] > 0,
-            "robust_accuracy": self.columns["upper"] > budget,
+            "robust_accuracy_at_most": self.columns["upper"] > budget,
             "certified_accuracy": self.columns["lower"] >= budget,
         }
+        if self.summary["robust_accuracy"] is not None:
+            read["robust_accuracy"] = read["robust_accuracy_at_most"]
         pairs = [(name, float(self.summary[name]), float(found.mean())) for name, found in read.items()]
         return [f"{name}: {told:.6g} in the summary, {seen:.6g} in the samples" for name, told, seen in pairs if abs(told - seen) > 1e-6]
 
@@ -137,19 +140,19 @@ def load_run(folder: Path) -> Run:
         raise Missing(f"no run folder at {folder}: give the folder that `robustkit evaluate --out` wrote")
     summary = _read_json(folder / "summary.json")
     record = _read_json(folder / "run.json")
-    if summary.get("schema_version", SCHEMA) != SCHEMA:
+    if summary.get("schema_version", SCHEMA) not in (1, SCHEMA):
         found = f"{folder / 'summary.json'} has schema_version {summary['schema_version']}"
-        raise BadInput(f"{found}, this robustkit reads {SCHEMA}: use the version that wrote it")
+        raise BadInput(f"{found}, this robustkit reads 1 and {SCHEMA}: use the version that wrote it")
     needed = ("model", "data", "threat", "eps", "goal", "labels", "seed", "clean_accuracy", "robust_accuracy", "certified_accuracy")
-    absent = [
-        key
-        for key in (*needed, "open", "interval95", "population95", "curve", "stages", "diagnostics", "environment")
-        if key not in summary
-    ]
+    more = ["open", "interval95", "population95", "curve", "stages", "diagnostics", "environment"]
+    if summary.get("schema_version", SCHEMA) == SCHEMA:
+        more += ["robust_accuracy_at_most", "checked", "not_established"]
+    absent = [key for key in (*needed, *more) if key not in summary]
     if absent or not summary["eps"]:
         raise BadInput(
             f"{folder / 'summary.json'} lacks {', '.join(absent) or 'a budget'}: run the same `robustkit evaluate` command again"
         )
+    summary = upgraded(summary) if summary.get("schema_version") == 1 else summary
     return Run(folder, record, summary, _read_columns(folder / "samples.npz"), _read_gallery(folder / "gallery.safetensors"))
 
 

@@ -65,7 +65,7 @@ def test_accuracy_counts_strictly_unless_closed() -> None:
         (lambda folder: (folder / "samples.npz").write_bytes(b"PK\x03\x04 torn"), BadInput, "cannot be read"),
         (lambda folder: np.savez(folder / "samples.npz", label=np.zeros(3)), BadInput, "lacks the columns predicted"),
         (lambda folder: (folder / "gallery.safetensors").write_bytes(b"torn"), BadInput, "cannot be read"),
-        (edit_summary(lambda summary: summary.update(schema_version=2)), BadInput, "schema_version 2"),
+        (edit_summary(lambda summary: summary.update(schema_version=3)), BadInput, "schema_version 3"),
         (edit_summary(lambda summary: summary.pop("curve")), BadInput, "lacks curve"),
         (lambda folder: shutil.rmtree(folder), Missing, "no run folder"),
     ],
