@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustkit.checks.established import not_established
 from robustkit.core.comparisons import clear_margin, margins
 from robustkit.leaderboard.challenges import Challenge
 from robustkit.leaderboard.files import Arrays, typed
@@ -20,7 +21,7 @@ from robustkit.leaderboard.question import question
 from robustkit.leaderboard.subject import Subject
 from robustkit.report.columns import as_evidence as as_evidence
 from robustkit.spec import number
-from robustkit.summary import accuracies, curve, interval
+from robustkit.summary import accuracies, curve, intervals
 from robustkit.verdict.evidence import Ints
 
 
@@ -91,10 +92,9 @@ class Check:
         summary, evidence = self.entry.summary, as_evidence(self.columns)
         budgets = sorted(number(text) for text in summary["eps"])
         count = len(evidence)
-        top: dict[str, Any] = accuracies(evidence, budgets[-1])
-        top["interval95"] = {key: interval(top[key], count) for key in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
-        top["population95"] = [interval(top["certified_accuracy"], count)[0], interval(top["robust_accuracy"], count)[1]]
-        top["curve"] = curve(evidence, budgets)
+        blind = not_established(summary["diagnostics"]) or summary["not_established"]
+        top: dict[str, Any] = accuracies(evidence, budgets[-1], blind)
+        top |= intervals(top, count) | {"curve": curve(evidence, budgets, blind)}
         for key, value in top.items():
             if not _near(summary[key], value):
                 yield f"summary.json: {key} is {_shown(summary[key])}, the columns give {_shown(value)}"
@@ -103,12 +103,12 @@ class Check:
         if summary["model"]["parameters"] != self.subject.classifier.parameters:
             yield f"summary.json: the model has {self.subject.classifier.parameters} parameters, not {summary['model']['parameters']}"
         at = [
-            stage["robust_accuracy"]
+            stage["robust_accuracy_at_most"]
             for stage in summary["stages"]
-            if stage["eps"] == summary["eps"][-1] and stage["robust_accuracy"] is not None
+            if stage["eps"] == summary["eps"][-1] and stage["robust_accuracy_at_most"] is not None
         ]
-        if at and abs(at[-1] - top["robust_accuracy"]) > 1e-9:
-            yield f"summary.json: the last stage leaves {at[-1]}, the columns give {top['robust_accuracy']}"
+        if at and abs(at[-1] - top["robust_accuracy_at_most"]) > 1e-9:
+            yield f"summary.json: the last stage leaves {at[-1]}, the columns give {top['robust_accuracy_at_most']}"
 
     # columns against the model
 

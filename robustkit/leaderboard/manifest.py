@@ -12,6 +12,7 @@ from robustkit.errors import BadInput
 from robustkit.leaderboard.definition import Definition
 from robustkit.leaderboard.documents import canonical, check, is_short_text, parse, parse_canonical, sha256
 from robustkit.leaderboard.files import Arrays, columns, read_checked, read_file, real_folder, tensors
+from robustkit.report.older import upgraded
 
 SCHEMA = 1
 FILE = "manifest.json"
@@ -126,6 +127,7 @@ class Entry:
 
 
 def checked_summary(found: dict[str, Any], where: str) -> dict[str, Any]:
-    """The summary without what nothing of a submission bears out; raises BadInput unless it has the published form."""
+    """The summary in the form of version 2, less what nothing of a submission bears out; raises BadInput for any other form."""
     check(found, "summary", where)
+    found = upgraded(found) if found["schema_version"] == 1 else found
     return {key: value for key, value in found.items() if key not in UNCHECKED}

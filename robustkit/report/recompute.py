@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustkit import binomial
+from robustkit.checks.established import not_established
 from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput
 from robustkit.guarantees import CLASSES
 from robustkit.report.columns import LARGEST, as_evidence
+from robustkit.report.older import OLD_RULE, upgraded
 from robustkit.spec import number
 from robustkit.store import JUDGE
 from robustkit.verdict.evidence import Evidence
 
 Columns = Mapping[str, NDArray[Any]]
-
-OLD_RULE = "judged by the old rule"
 
 _ENDS = ("clean_accuracy", "robust_accuracy", "certified_accuracy")
 
@@ -45,25 +45,21 @@ def budgets(summary: Mapping[str, Any], where: str) -> list[tuple[str, Fraction]
 
 def recomputed(summary: Mapping[str, Any], columns: Columns, *, old: bool, where: str) -> tuple[dict[str, Any], list[str]]:
     """The summary in the form of version 2 with the columns' figures, and each figure in which the stored one differs."""
-    evidence, asked = as_evidence(columns), [value for _, value in budgets(summary, where)]
-    why = OLD_RULE if old else str(summary.get("not_established", ""))
-    known = not old and summary["robust_accuracy"] is not None
+    stored = upgraded(summary) if summary["schema_version"] == 1 else dict(summary)
+    evidence, asked = as_evidence(columns), [value for _, value in budgets(stored, where)]
+    objection = not_established(stored["diagnostics"])
+    known = not old and not objection and stored["robust_accuracy"] is not None
     figures = _top(evidence, asked[-1], known)
-    figures["curve"] = _curve(summary["curve"], evidence, asked, known)
-    figures |= _beside(summary, columns, asked[-1])
-    differences = list(_differences(summary, figures, known))
-    stages, odd = _stages(summary["stages"], evidence, known)
+    figures["curve"] = _curve(stored["curve"], evidence, asked, known)
+    figures |= _beside(stored, columns, asked[-1])
+    differences = list(_differences(stored, figures))
+    stages, odd = _stages(stored["stages"], evidence, known)
     differences += odd
-    if summary["data"]["n"] != len(evidence):
-        differences.append(f"summary.json says {summary['data']['n']} samples, the columns have {len(evidence)}")
-    told = {"schema_version": 2, "not_established": why if known or why else "not established"}
-    told |= {"data": {**summary["data"], "n": len(evidence)}, "stages": stages}
-    return {
-        **told,
-        **summary,
-        **figures,
-        **{key: told[key] for key in ("schema_version", "not_established", "data", "stages")},
-    }, differences
+    if stored["data"]["n"] != len(evidence):
+        differences.append(f"summary.json says {stored['data']['n']} samples, the columns have {len(evidence)}")
+    why = "" if known else OLD_RULE if old else objection or stored["not_established"] or "the summary says so"
+    told = {"not_established": why, "data": {**stored["data"], "n": len(evidence)}, "stages": stages}
+    return stored | figures | told, differences
 
 
 def _top(evidence: Evidence, eps: Fraction, known: bool) -> dict[str, Any]:
@@ -77,7 +73,7 @@ def _top(evidence: Evidence, eps: Fraction, known: bool) -> dict[str, Any]:
         "certified_statistical": evidence.certified_accuracy(eps, "statistical"),
         "certified_conditional": evidence.certified_accuracy(eps, "conditional"),
         "open": len(evidence.open_at(eps)) / len(evidence) if known else None,
-        "interval95": spans,
+        "interval95": spans if known else {**spans, "robust_accuracy": None},
         "population95": [spans["certified_accuracy"][0], spans["robust_accuracy"][1]],
     }
 
@@ -109,17 +105,16 @@ def _beside(summary: Mapping[str, Any], columns: Columns, eps: Fraction) -> dict
     return found
 
 
-def _differences(summary: Mapping[str, Any], figures: Mapping[str, Any], known: bool) -> Iterator[str]:
+def _differences(summary: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterator[str]:
+    """What is null on either side is not established there, which is no difference."""
     for key, value in figures.items():
         if key == "curve":
             yield from _points(summary["curve"], value)
         elif key == "interval95":
             for one in _ENDS:
                 yield from _differs(f"interval95.{one}", summary[key][one], value[one])
-        elif key in summary and not (summary[key] is None or (value is None and known)):
-            at_most = figures["robust_accuracy_at_most"] if key == "robust_accuracy" else value
-            if at_most is not None:  # `open` of an older rule
-                yield from _differs(key, summary[key], at_most)
+        else:
+            yield from _differs(key, summary[key], value)
 
 
 def _points(told: list[dict[str, Any]], found: list[dict[str, Any]]) -> Iterator[str]:
@@ -131,17 +126,18 @@ def _points(told: list[dict[str, Any]], found: list[dict[str, Any]]) -> Iterator
         yield "summary.json lacks budgets in its curve"
     for point in told:
         mine = by_budget.get(float(point["eps"]))
-        for key, other in (("robust_accuracy", "robust_accuracy_at_most"), ("certified_accuracy", "certified_accuracy")):
-            if mine is not None and point[key] is not None:
-                yield from _differs(f"{key} at {point['eps']:.6g}", point[key], mine[other])
+        for key in ("robust_accuracy", "robust_accuracy_at_most", "certified_accuracy"):
+            if mine is not None:
+                yield from _differs(f"{key} at {point['eps']:.6g}", point[key], mine[key])
 
 
 def _stages(rows: list[dict[str, Any]], evidence: Evidence, known: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows with figures that can be; those of a stage's end are kept where they lie between the clean and the final one."""
     found, differences = [], []
     for place, row in enumerate(rows):
-        left = row.get("robust_accuracy_at_most", row["robust_accuracy"])
-        left = row["robust_accuracy"] if left is None else left
+        left = row["robust_accuracy_at_most"]
+        if row["robust_accuracy"] is not None and row["robust_accuracy"] != left:
+            differences.append(f"summary.json gives stage {row['name'][:40]} two robust accuracies")
         if left is not None:
             value = number(row["eps"])
             end = evidence.robust_accuracy(value) if 0 <= value <= LARGEST else 0.0

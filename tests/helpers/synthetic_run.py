@@ -38,6 +38,8 @@ def synthetic_run(
     gallery: int = 6,
     classes: int = 10,
     judge: int = 2,
+    checked: bool = True,
+    not_established: str = "",
 ) -> Path:
     """A SYNTHETIC run folder: numbers drawn at random, consistent with each other, not measured on any model."""
     draw = np.random.default_rng(seed)
@@ -78,6 +80,10 @@ def synthetic_run(
     def at(value: float) -> dict[str, float]:
         return {"robust_accuracy": float((upper > value).mean()), "certified_accuracy": float((lower >= value).mean())}
 
+    def point(value: float) -> dict[str, float | None]:
+        told, share = at(value), float((upper > value).mean())
+        return {**told, "robust_accuracy": None if not_established else share, "robust_accuracy_at_most": share}
+
     main, clean = at(float_below(budgets[-1])), float(correct.mean())
     names = ("ibp", "apgd", "pgd")
     specs = ("ibp:", "apgd:loss=ce,restarts=1,steps=100", "pgd:steps=40,restarts=10,step_size=1/40,loss=margin")
@@ -97,7 +103,8 @@ def synthetic_run(
                 "kind": "certifier" if place == 0 else "attack",
                 "received": received,
                 "settled": settled,
-                "robust_accuracy": robust,
+                "robust_accuracy": None if not_established else robust,
+                "robust_accuracy_at_most": robust,
                 "certified_accuracy": certified,
                 "seconds": 0.31 * 6**place,
                 "forwards": received * 100 * place + received * 2,
@@ -111,7 +118,7 @@ def synthetic_run(
         received -= settled
     data: dict[str, Any] = {"spec": f"mnist:n={n}", "sha256": "5f" * 32, "n": n, "digest": "6a" * 32, "class_names": class_names or []}
     summary = {
-        "schema_version": 1,
+        "schema_version": 2,
         "model": {"spec": model, "sha256": "ab" * 32, "parameters": 166406},
         "data": data,
         "threat": f"{family}:{eps[-1]}",
@@ -120,13 +127,19 @@ def synthetic_run(
         "labels": "given",
         "seed": seed,
         "clean_accuracy": clean,
-        **main,
+        **point(float_below(budgets[-1])),
+        "checked": checked,
+        "not_established": not_established,
         "certified_statistical": 0.0,
         "certified_conditional": 0.0,
-        "open": main["robust_accuracy"] - main["certified_accuracy"],
-        "interval95": {"clean_accuracy": wilson(clean, n), **{key: wilson(value, n) for key, value in main.items()}},
+        "open": None if not_established else main["robust_accuracy"] - main["certified_accuracy"],
+        "interval95": {
+            "clean_accuracy": wilson(clean, n),
+            "robust_accuracy": None if not_established else wilson(main["robust_accuracy"], n),
+            "certified_accuracy": wilson(main["certified_accuracy"], n),
+        },
         "population95": [wilson(main["certified_accuracy"], n)[0], wilson(main["robust_accuracy"], n)[1]],
-        "curve": [{"eps": float(budget), **at(float_below(budget))} for budget in (Fraction(0), *budgets)],
+        "curve": [{"eps": float(budget), **point(float_below(budget))} for budget in (Fraction(0), *budgets)],
         "eight_bit": 0.918,
         "stages": stages,
         "diagnostics": [{"check": "zero gradients", "status": "pass", "message": "all 64 probe gradients are non-zero", "cure": ""}]

@@ -32,7 +32,7 @@ from robustkit.threats import L1, Threat
 KEYS = {
     *("schema_version", "model", "data", "threat", "eps", "goal", "labels", "seed", "clean_accuracy", "robust_accuracy"),
     *("certified_accuracy", "certified_statistical", "certified_conditional", "open", "interval95", "population95", "curve"),
-    *("eight_bit", "stages", "diagnostics", "environment", "run"),
+    *("robust_accuracy_at_most", "checked", "not_established", "eight_bit", "stages", "diagnostics", "environment", "run"),
 }
 
 
