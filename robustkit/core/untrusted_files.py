@@ -189,10 +189,10 @@ def tensors(raw: bytes, where: str) -> Arrays:
         raise BadInput(f"{where} is damaged ({type(problem).__name__}: {_line(problem)})") from problem
 
 
-def check_header(raw: bytes, where: str) -> None:
-    """Raises BadInput unless the bytes begin with the header of a safetensors file that is no longer than HEADER."""
+def check_header(raw: bytes, where: str, most: int = HEADER) -> None:
+    """Raises BadInput unless the bytes begin with the header of a safetensors file that is no longer than `most`."""
     header = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else 0
-    if not 2 <= header <= min(HEADER, len(raw) - 8):
+    if not 2 <= header <= min(most, len(raw) - 8):
         what = "a Python pickle, which can run code when read" if raw[:1] == b"\x80" else "no safetensors file"
         raise BadInput(f"{where} is {what}: nothing of it is read")
 
