@@ -12,7 +12,7 @@ from robustkit import registry
 from robustkit.data import Data, load_data
 from robustkit.errors import BadInput, Missing
 from robustkit.evaluation.untrusted_names import code_in, open_data
-from robustkit.leaderboard.documents import canonical, exactly, parse_canonical, sha256
+from robustkit.leaderboard.documents import canonical, check, parse_canonical, sha256
 from robustkit.leaderboard.files import read_file
 from robustkit.methods import Attack
 from robustkit.plan import make_plan
@@ -26,20 +26,6 @@ METRICS = ("clean_accuracy", "robust_accuracy", "certified_accuracy", "open", "i
 """What every submission's summary must hold."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_FORM = {
-    "schema_version": int,
-    "name": str,
-    "version": int,
-    "data": {"spec": str, "digest": str, "sha256": str, "origin": str, "n": int, "shape": [int], "classes": int},
-    "threat": str,
-    "eps": str,
-    "goal": str,
-    "labels": str,
-    "suite": str,
-    "floor": [{"method": str, "version": int}],
-    "seed": int,
-    "metrics": [str],
-}
 
 
 @dataclass(frozen=True)
@@ -169,14 +155,9 @@ def read_definition(folder: Path) -> Definition:
     if not path.exists():
         raise Missing(f"{folder} is no leaderboard: there is no {FILE}; make one with robustkit leaderboard init {folder}")
     found = parse_canonical(read_file(path, 1 << 20), str(path))
-    if found.get("schema_version") != SCHEMA:
-        raise BadInput(f"{path} has schema_version {str(found.get('schema_version'))[:20]}, this robustkit reads {SCHEMA}")
-    exactly(found, _FORM, str(path))
+    check(found, "board", str(path))
     del found["schema_version"]
-    definition = Definition(**found, folder=folder)
-    if not _NAME.fullmatch(definition.name) or not 0 < definition.n <= 10**8 or not 1 <= definition.version:
-        raise BadInput(f"{path}: the name, the version or the number of samples cannot be meant")
-    return definition
+    return Definition(**found, folder=folder)
 
 
 def parse_title(text: str) -> tuple[str, int | None]:

@@ -14,7 +14,7 @@ from robustkit.errors import BadInput, Missing, RobustkitError
 from robustkit.evaluation.untrusted_names import model_of_bytes, open_model
 from robustkit.leaderboard.documents import canonical, check, folded, parse, sha256, short_text
 from robustkit.leaderboard.files import columns, columns_bytes, read_file, tensors
-from robustkit.leaderboard.manifest import FILE, ID, MODEL, RUN, Entry, checked_summary, entry_id, make_manifest
+from robustkit.leaderboard.manifest import FILE, ID, MODEL, Entry, checked_summary, entry_id, make_manifest
 from robustkit.leaderboard.subject import identity, weights_file
 from robustkit.leaderboard.verify import Verdict, evidence, files
 from robustkit.models import load_model
@@ -87,7 +87,7 @@ def _gather(board: Leaderboard, run: Path) -> dict[str, bytes]:
     if not (run / "run.json").exists():
         raise BadInput(f"{run} is no run folder: give the folder that robustkit evaluate --out wrote")
     record = parse(read_file(run / "run.json", _SMALL), str(run / "run.json"))
-    check(record, RUN, str(run / "run.json"))
+    check(record, "run", str(run / "run.json"))
     if record["status"] != "complete" or not (run / "summary.json").exists():
         raise BadInput(f"{run} was not accepted: the run is {record['status']!a}; the same robustkit evaluate command completes it")
     summary = checked_summary(parse(read_file(run / "summary.json", _SMALL), str(run / "summary.json")), str(run / "summary.json"))

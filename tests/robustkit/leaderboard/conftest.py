@@ -120,16 +120,15 @@ def honest(entry: Entry, changed: Mapping[str, np.ndarray[Any, Any]]) -> dict[st
 
     from robustkit.leaderboard.checking import as_evidence
     from robustkit.spec import number
-    from robustkit.summary import accuracies, curve, interval
+    from robustkit.summary import accuracies, curve, intervals
 
     evidence = as_evidence(entry.columns | dict(changed))
     eps: Fraction = number(entry.definition.eps)
     found: dict[str, Any] = accuracies(evidence, eps)
-    found["interval95"] = {key: interval(found[key], len(evidence)) for key in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
-    found["population95"] = [interval(found["certified_accuracy"], len(evidence))[0], interval(found["robust_accuracy"], len(evidence))[1]]
+    found |= intervals(found, len(evidence))
     stages = json.loads(json.dumps(entry.summary["stages"]))
     for stage in stages:
-        stage["robust_accuracy"] = found["robust_accuracy"]
+        stage |= {key: found[key] for key in ("robust_accuracy", "robust_accuracy_at_most")}
     return found | {"curve": curve(evidence, [eps]), "stages": stages}
 
 
