@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from robustkit import registry, streams
 from robustkit.core.comparisons import float_below
+from robustkit.core.identity import from_library, identity
 from robustkit.errors import BadInput
 from robustkit.guarantees import guarantee_class
 from robustkit.methods import Attack, Certifier, Method, StatisticalCertifier
@@ -72,7 +74,12 @@ class Stage:
     def id(self) -> str:
         """Folder name of its units."""
         budget = number_text(self.eps).replace("/", "over") if self.mode == "settle" else self.mode
-        return f"{self.number:02d}-{self.method.name}-{budget}"
+        return f"{self.number:02d}-{self.method.name}-{budget}{self._code}"
+
+    @cached_property
+    def _code(self) -> str:
+        """A digest of a method of the user's own: once its code has changed, its units are made anew. Of ours the version tells."""
+        return "" if from_library(type(self.method)) else f"-{identity(self.method)[:12]}"
 
     @property
     def name(self) -> str:

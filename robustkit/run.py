@@ -21,6 +21,7 @@ from robustkit import witnesses
 from robustkit.batch_size import BatchSize, batch_rows
 from robustkit.checks.binarisation import Binarisation
 from robustkit.checks.diagnostics import Examination
+from robustkit.checks.established import not_established
 from robustkit.checks.probe import Finding
 from robustkit.clock import Clock
 from robustkit.core.comparisons import margins
@@ -82,8 +83,10 @@ class Evaluation:
 
     def __repr__(self) -> str:
         s = self._summary
+        robust = s["robust_accuracy"]
+        high = "not established" if robust is None else f"{robust:.3f}" + ("" if s["checked"] else " (not checked)")
         return (
-            f"Evaluation({s['threat']}: certified {s['certified_accuracy']:.3f} <= true <= {s['robust_accuracy']:.3f}, "
+            f"Evaluation({s['threat']}: certified {s['certified_accuracy']:.3f} <= true <= {high}, "
             f"clean {s['clean_accuracy']:.3f}, n={s['data']['n']}, {self.status}, {self.folder})"
         )
 
@@ -117,6 +120,8 @@ class Run:
     history: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Stage -> robust and certified accuracy after it, at its budget."""
     findings: list[Finding] = field(default_factory=list)
+    checked: bool = False
+    """Whether the honesty checks of the run's attacks were made to the end."""
     bench: Bench | None = None
 
     def work(self, report: bool) -> Evaluation:
@@ -237,6 +242,7 @@ class Run:
                 tested = Binarisation(examination.probe, examination.used).run()
             self.store.write_json("check-attack.json", tested)
         self.findings = held + ([tested] if tested is not None else [])
+        self.checked = bool(examination.used) and not self.proving and not self.unchecked
 
     def _finish(self, status: str, report: bool) -> Evaluation:
         """Read the answer off the evidence and store it."""
@@ -256,6 +262,7 @@ class Run:
             message = f"{lost} samples have an adversarial example by rounding inside a ball that is proven in real arithmetic"
             message = f"{message}: these proofs do not count, and all that such proofs had settled was attacked too"
             diagnostics.append({"check": "rounding", "status": "warn", "message": message, "cure": "certify the float32 logits: --sound"})
+        blind = not_established(diagnostics)
         shown = [s for s in self.stages if s.mode != "probe" or bool((evidence.upper_stage == s.number).any())]
         classifier = judge.classifier
         at_once = lower_at_once(evidence, self.stages)
@@ -273,11 +280,13 @@ class Run:
             goal=judge.goal.name,
             labels=self.labels,
             seed=self.seed,
-            stages=stage_rows(shown, self.bench.tallies, self.history, evidence),
+            stages=stage_rows(shown, self.bench.tallies, self.history, evidence, blind),
             diagnostics=diagnostics,
             eight_bit=share,
             environment=self.extra["environment"],
             run=str(store.folder),
+            checked=self.checked,
+            not_established=blind,
             simultaneous=None if at_once is None else simultaneous(*at_once, max(self.budgets)),
             radius=certified_radius(evidence, self.stages),
         )

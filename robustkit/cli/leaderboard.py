@@ -25,7 +25,7 @@ def leaderboard(args: argparse.Namespace) -> int:
 def _board(args: argparse.Namespace) -> Leaderboard:
     from robustkit.leaderboard import Leaderboard
 
-    return Leaderboard(args.board)
+    return Leaderboard(args.board, data=getattr(args, "data", None))
 
 
 def _say(name: str) -> None:
@@ -199,6 +199,9 @@ def compare(args: argparse.Namespace) -> int:
     n = found.paired
     pairs = (("clean", found.clean), ("robust", found.robust), ("certified", found.certified))
     rows = [[what, *(percent(value, n) for value in pair)] for what, pair in pairs]
+    if any(found.caution):
+        rows.insert(2, ["robust is", *(words or "checked" for words in found.caution)])
+        rows.insert(3, ["robust at most", *(percent(value, n) for value in found.robust_at_most)])
     rows.append(["robust here only", str(found.only_first), str(found.only_second)])
     listing(f"{n} paired samples at eps {found.eps}", rows, ["", found.first, found.second])
     told = (

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput
-from robustkit.leaderboard.documents import exactly, parse_canonical, sha256
+from robustkit.leaderboard.documents import check, parse_canonical, sha256
 from robustkit.leaderboard.files import Arrays, is_hex, read_checked, read_file, real_folder, tensors, typed
 from robustkit.leaderboard.manifest import FILE, ID, Entry
 from robustkit.spec import number
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
     from robustkit.leaderboard.board import Leaderboard
     from robustkit.leaderboard.ledger import Ledger
 
-_FORM = {
-    "schema_version": int,
-    "entry": str,
-    "by": str,
-    "source": str,
-    "files": [{"path": str, "size": int, "sha256": str}],
-}
 WITNESSES = "witnesses.safetensors"
 
 
@@ -55,7 +48,7 @@ class Challenge:
         if sha256(raw) != self.digest or sha256(raw)[:ID] != self.id:
             raise BadInput(f"{path} was changed: its sha256 is not the one in the ledger")
         found = parse_canonical(raw, str(path))
-        exactly(found, _FORM, str(path))
+        check(found, "challenge", str(path))
         extra = sorted(p.name for p in self.folder.iterdir() if p.name not in (FILE, WITNESSES))
         if [one["path"] for one in found["files"]] != [WITNESSES] or extra:
             raise BadInput(f"{path}: expected {WITNESSES} and nothing else {extra[:3]!a}")
