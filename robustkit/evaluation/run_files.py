@@ -19,6 +19,9 @@ from robustkit.evaluation.judge_witnesses import Arrays
 from robustkit.report.runs import load_run
 
 HEADER = 1 << 20
+CONTRADICTS = "contradicts itself"
+"""What a reader says of columns that are well formed and cannot be true: a disagreement, not a damaged file."""
+
 _TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "<u1", "BOOL": "?"}
 _COLUMNS = {
     **dict.fromkeys(("index", "label", "predicted", "lower_stage", "upper_stage", "adversarial_class"), "i8"),
@@ -47,6 +50,8 @@ class RunFiles:
     record: dict[str, Any]
     summary: dict[str, Any]
     columns: Arrays
+    contradiction: str = ""
+    """Why the columns cannot be those of a run, where their reader found that out: they are left out then."""
 
     @property
     def specification(self) -> dict[str, Any]:
@@ -73,10 +78,16 @@ def read_run(folder: Path) -> RunFiles:
         raise Missing(f"no run folder at {folder}: give the folder that robustkit evaluate --out wrote")
     record, summary = _document(folder / "run.json"), {}
     columns: dict[str, Any] = {}
+    contradiction = ""
     if (folder / "summary.json").exists():
-        columns = dict(load_run(folder).columns)
         summary = _document(folder / "summary.json")  # as it is stored: `load_run` may mend its figures
-        _check_columns(columns, folder / "samples.npz")
+        try:
+            columns = dict(load_run(folder).columns)
+            _check_columns(columns, folder / "samples.npz")
+        except BadInput as problem:
+            if CONTRADICTS not in str(problem):
+                raise
+            contradiction = str(problem).rpartition(": run the same")[0]
         odd = [key for key, kind in _SUMMARY.items() if not isinstance(summary.get(key), kind)]
         if odd:
             raise BadInput(f"{folder / 'summary.json'} is no answer of a run (wrong or missing: {', '.join(odd)})")
@@ -84,7 +95,7 @@ def read_run(folder: Path) -> RunFiles:
     wrong = [key for key, kind in _SPECIFICATION.items() if not isinstance(said, dict) or not isinstance(said.get(key), kind)]
     if wrong or not all(isinstance(stage, dict) for stage in record["specification"]["stages"]):
         raise BadInput(f"{folder / 'run.json'} is no record of a run (wrong or missing: {', '.join(wrong) or 'stages'})")
-    return RunFiles(folder, record, summary, columns)
+    return RunFiles(folder, record, summary, columns, contradiction)
 
 
 def mapped(path: Path) -> Arrays:

@@ -131,8 +131,11 @@ def _finished(
 ) -> None:
     own, summary = held.columns, held.summary
     said = held.specification
-    found.measured["samples"] = len(own["index"])
     found.add(check_record(held.record, summary))
+    if held.contradiction:
+        found.add([held.contradiction])
+        return
+    found.measured["samples"] = len(own["index"])
     classes = len(summary["data"].get("class_names") or ()) if subject is None else subject.classifier.classes or 0
     found.add(check_intervals(own, summary["stages"], classes or 1 << 31))
     found.add(check_figures(summary, own))
