@@ -60,6 +60,7 @@ class Store:
         self.folder = folder
         self.digest = ""
         """Of the specification that it is bound to: part of every checksum, so that no unit is read back for another run."""
+        self.swept = False
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -101,8 +102,9 @@ class Store:
             fields = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
             shown = "; ".join(f"{k}: {canonical_json(old.get(k))} there, {canonical_json(new.get(k))} asked for" for k in fields)
             raise BadInput(f"{self.folder} belongs to another specification ({shown}): choose another folder with --out")
-        if not self.digest:
-            self.digest = name
+        self.digest = name
+        if not self.swept:
+            self.swept = True
             for folder in (self.folder, *self.path("units").glob("*")):
                 sweep(folder)
         self.write_json("run.json", {"schema_version": 1, "digest": name, "specification": specification, **extra})
@@ -156,6 +158,9 @@ class Store:
 
     def _seal(self, name: str, *parts: bytes | memoryview) -> str:
         """sha256 of something that the run keeps, of its name, and of the run's specification."""
+        if not self.digest:  # a finished folder, opened to read its units
+            held = self.read_json("run.json")
+            self.digest = str(held.get("digest", "")) if isinstance(held, dict) else ""
         made = hashlib.sha256(f"{self.digest} {name}\n".encode())
         for part in parts:
             made.update(part)

@@ -62,7 +62,7 @@ def check(document: Any, form: str, where: str) -> None:
 @cache
 def schema(form: str) -> dict[str, Any]:
     """The published schema of a kind of document: run, summary, board, manifest, ..."""
-    text = resources.files("robustkit.core").joinpath("schemas", f"{form}.json").read_text(encoding="utf-8")
+    text = resources.files("robustkit.core.schemas").joinpath(f"{form}.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
 

@@ -172,10 +172,10 @@ BAD = [
     ("evaluate usercode:no_std", 2, "std"),
     ("evaluate .", 2, "folder"),
     ("evaluate model.safetensors --data npz:nothere.npz", 3, "no nothere.npz"),
-    ("show broken", 2, "cannot be read"),
-    ("show stripped", 2, "lacks"),
+    ("show broken", 2, "no JSON document"),
+    ("show stripped", 2, "is missing"),
     ("show .", 3, "summary.json is missing"),
-    ("report broken --html x.html", 2, "cannot be read"),
+    ("report broken --html x.html", 2, "no JSON document"),
     ("", 2, "COMMAND"),
     ("evaluate a b", 2, "unrecognized"),
 ]

@@ -14,9 +14,7 @@ import torch
 
 from robustkit.cli import commands, main
 
-ALLOCATOR = (
-    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.\nmore"
-)
+ALLOCATOR = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes\nmore"
 
 
 @pytest.mark.parametrize(
