@@ -15,6 +15,7 @@ from robustkit.cli.arguments import parser
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; user errors end in one line, never a traceback."""
+    from robustkit.core.plain_text import printable
     from robustkit.errors import RobustkitError
 
     try:
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RobustkitError as problem:
         if os.environ.get("ROBUSTKIT_DEBUG"):
             raise
-        print(f"robustkit: {' '.join(str(problem).split())}", file=sys.stderr)
+        print(f"robustkit: {printable(' '.join(str(problem).split()))}", file=sys.stderr)
         return problem.exit_code
     except KeyboardInterrupt:
         print("robustkit: interrupted", file=sys.stderr)

@@ -22,10 +22,9 @@ from robustkit.data import Data
 from robustkit.errors import BadInput, Missing
 from robustkit.leaderboard.definition import Definition
 from robustkit.leaderboard.files import HEADER
+from robustkit.leaderboard.limits import COPIES, LIMITS, Limits
 from robustkit.leaderboard.manifest import MODEL, Entry
 from robustkit.models import load_model
-from robustkit.models.architecture import skeleton
-from robustkit.models.architectures import from_metadata
 from robustkit.models.files import checkpoint_model
 from robustkit.models.weights import read_checkpoint, state_digest
 from robustkit.verdict.evidence import Ints
@@ -34,9 +33,6 @@ from robustkit.verdict.judge import Judge
 
 _BUNDLED = re.compile(r"(zoo:[A-Za-z0-9._-]+|smooth:\(zoo:[A-Za-z0-9._-]+\)(,[A-Za-z0-9=./]+)*)")
 """Names that run no code: robustkit's own models, smoothed or not."""
-
-ACTIVATIONS = 1 << 27
-"""Values that the layers of a submitted network may produce for one image."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +81,12 @@ class FreshJudge(Judge):
         return self.classifier.tally(x, streams.child(streams.content_keys(x), self.secret))
 
 
-def load_subject(entry: Entry, data: Data, *, device: str = "auto", allow_code: bool = False) -> Subject:
-    """The submitted model, its digest checked; raises BadInput, or Missing where it needs --allow-code or is not here."""
+def load_subject(entry: Entry, data: Data, *, device: str = "auto", allow_code: bool = False, limits: Limits = LIMITS) -> Subject:
+    """The submitted model, its digest checked; raises BadInput, or Missing where it needs --allow-code, is not here or too large."""
     about = entry.manifest["model"]
     if about["file"] is not None:
-        classifier = model_of_bytes(entry.read(MODEL), str(about["spec"]), device)
+        limits.space(COPIES * float(next(one["size"] for one in entry.manifest["files"] if one["path"] == MODEL)), "reading its weights")
+        classifier = model_of_bytes(entry.read(MODEL), str(about["spec"]), device, limits, len(data))
     else:
         spec = str(about["spec"])
         if not allow_code and not _BUNDLED.fullmatch(spec):
@@ -109,8 +106,8 @@ def load_subject(entry: Entry, data: Data, *, device: str = "auto", allow_code: 
     return Subject(entry.definition, classifier, data)
 
 
-def model_of_bytes(raw: bytes, spec: str, device: str) -> Classifier:
-    """A Classifier from the bytes of a safetensors file that a stranger may have made; raises BadInput."""
+def model_of_bytes(raw: bytes, spec: str, device: str, limits: Limits = LIMITS, images: int = 1) -> Classifier:
+    """A Classifier from the bytes of a safetensors file that a stranger may have made; raises BadInput, or TooMuch before it is built."""
     header = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else 0
     if not 2 <= header <= min(HEADER, len(raw) - 8):
         what = "is a Python pickle, which can run code when read" if raw[:1] == b"\x80" else "is no safetensors file"
@@ -120,7 +117,7 @@ def model_of_bytes(raw: bytes, spec: str, device: str) -> Classifier:
         path.write_bytes(raw)
         try:
             checkpoint = read_checkpoint(path)
-            _affordable(checkpoint.metadata)
+            limits.network(checkpoint.metadata, images)
             classifier = checkpoint_model(checkpoint, spec, spec, pick_device(device))
         except BadInput as problem:
             raise BadInput(f"the submitted model: {str(problem).replace(str(path), MODEL)}") from problem
@@ -128,27 +125,6 @@ def model_of_bytes(raw: bytes, spec: str, device: str) -> Classifier:
             line = (str(problem).splitlines() or [""])[0][:120]
             raise BadInput(f"the submitted model cannot be built ({type(problem).__name__}: {line})") from problem
     return classifier
-
-
-def _affordable(metadata: dict[str, str]) -> None:
-    """Raises BadInput where a few small weights ask for enormous intermediate results."""
-    text, said = metadata.get("architecture"), metadata.get("input", "")
-    shape = [int(part) for part in said.partition(" ")[0].split("x") if part.isdecimal() and len(part) < 7]
-    if not text or len(shape) != 3:
-        raise BadInput("its metadata lack the architecture or the input, for example '1x28x28 in [0,1]'")
-    net, total = skeleton(from_metadata(text, (shape[0], shape[1], shape[2]))).eval(), 0
-
-    def count(_: nn.Module, __: object, out: Tensor) -> None:
-        nonlocal total
-        total += out.numel()
-        if total > ACTIVATIONS:
-            raise BadInput(f"it produces more than {ACTIVATIONS:,} intermediate values for one image: too large to be judged")
-
-    for layer in net.modules():
-        if not list(layer.children()):
-            layer.register_forward_hook(count)
-    with torch.no_grad():
-        net(torch.empty(1, *shape, device="meta"))
 
 
 def identity(classifier: Classifier) -> str:

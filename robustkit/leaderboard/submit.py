@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import safetensors.numpy
 
+from robustkit.core.plain_text import skeleton
 from robustkit.errors import BadInput, RobustkitError
-from robustkit.leaderboard.documents import canonical, check, folded, parse, sha256, short_text
-from robustkit.leaderboard.files import columns, columns_bytes, read_file, tensors
+from robustkit.leaderboard.documents import canonical, check, parse, sha256, short_text
+from robustkit.leaderboard.files import Arrays, columns, columns_bytes, read_file, tensors
 from robustkit.leaderboard.manifest import FILE, ID, MODEL, RUN, Entry, checked_summary, entry_id, make_manifest
 from robustkit.leaderboard.subject import identity, model_of_bytes, weights_file
 from robustkit.leaderboard.verify import Verdict, evidence, files
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from robustkit.leaderboard.board import Leaderboard
 
 _SMALL, _LARGE = 1 << 26, 1 << 34
+ENOUGH = 16
+"""Different margins that two entries have to share to be called the same."""
 _WITNESS = ("position", "index", "size", "stage", "parameters")
 
 
@@ -72,6 +75,7 @@ def submit(
         raise BadInput(f"{run} was not accepted: {'; '.join(verdict.problems[:5])}")
     with board.changing():
         _duplicates(board, about)
+        _copies(board, columns(held["samples.npz"], board.definition.n, "samples.npz"))
         told = {"entry": entry.id, "manifest": sha256(raw), "name": about["name"], "model": about["model"]["sha256"]}
         told |= {"identity": about["model"]["identity"], "checked": "files" if verdict.missing else "evidence"}
         told |= {key: summary[f"{key}_accuracy"] for key in ("clean", "robust", "certified")}
@@ -145,5 +149,30 @@ def _duplicates(board: Leaderboard, about: dict[str, Any]) -> None:
         same = about["model"]["identity"] and line.about.get("identity") == about["model"]["identity"]
         if same or line.about.get("model") == about["model"]["sha256"]:
             raise BadInput(f"duplicate: {known} is the same model; stronger attacks on it are a challenge: robustkit leaderboard challenge")
-        if folded(str(line.about.get("name"))) == folded(about["name"]):
-            raise BadInput(f"duplicate: {known} has that name: choose another with --name")
+        if skeleton(str(line.about.get("name"))) == skeleton(about["name"]):
+            raise BadInput(f"duplicate: {known} has that name, or one that looks like it: choose another with --name")
+
+
+def _copies(board: Leaderboard, own: Arrays) -> None:
+    """Raises BadInput where an entry answers every image of the board as this one does: the same network, written otherwise."""
+    for entry in board.entries():
+        try:
+            other = entry.columns
+        except RobustkitError:
+            continue  # damaged: verify says so
+        if same_answers(own, other):
+            raise BadInput(
+                f"duplicate: entry {entry.name!a} ({entry.id[:10]}) gives the same answers to all images of the board, their margins "
+                "scaled at most: stronger attacks on it are a challenge: robustkit leaderboard challenge"
+            )
+
+
+def same_answers(one: Arrays, other: Arrays) -> bool:
+    """Whether two sets of columns come from one function, but for the scale of its logits: models trained apart never agree so far."""
+    a, b = one["clean_margin"], other["clean_margin"]
+    if not np.array_equal(one["predicted"], other["predicted"]) or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return False
+    if len(np.unique(a.round(9))) < ENOUGH or not (float(np.abs(a).max()) > 0 and float(np.abs(b).max()) > 0):
+        return False  # too few different answers to tell
+    scaled = b * (float(a @ b) / float(b @ b))
+    return bool((np.abs(a - scaled) <= 1e-4 * float(np.abs(a).max())).all())
