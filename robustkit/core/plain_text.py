@@ -66,6 +66,11 @@ def harmless_all(value: Any) -> Any:
     return [harmless_all(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
+def folded(name: str) -> str:
+    """A name as people type it: however it is spaced and capitalised. What only looks alike stays another."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
 def skeleton(name: str) -> str:
     """The same for two names that a reader would take for one another; shown to nobody."""
     plain = unicodedata.normalize("NFKC", name.translate(_TABLE))

@@ -16,7 +16,6 @@ import glob
 import os
 import secrets
 import shutil
-import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from robustkit.core.plain_text import harmless
+from robustkit.core.plain_text import folded, harmless
 from robustkit.errors import BadInput, unknown
 from robustkit.leaderboard.definition import FILE, Definition, define, parse_title, read_definition
 from robustkit.leaderboard.files import is_hex
@@ -138,7 +137,7 @@ class Leaderboard:
     def entry(self, text: str) -> Entry:
         """The entry with that name, or whose id begins with that text (four signs or more); raises BadInput."""
         known = self.submitted()
-        hits = [one for one in known.values() if _folded(one.name) == _folded(text)]
+        hits = [one for one in known.values() if folded(one.name) == folded(text)]
         hits = hits or [one for one in known.values() if len(text) >= 4 and one.id.startswith(text)]
         if len(hits) > 1:
             raise BadInput(f"{text!r} fits {len(hits)} entries: write more of the id: {', '.join(one.id[:12] for one in hits[:5])}")
@@ -249,11 +248,6 @@ class Leaderboard:
         from robustkit.leaderboard.site import write_site
 
         return write_site(self, Path(out), **options)
-
-
-def _folded(name: str) -> str:
-    """A name as people type it: however it is spaced and capitalised. What only looks alike stays another."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _sync(folder: Path) -> None:

@@ -21,6 +21,7 @@ from robustkit.leaderboard.challenges import WITNESSES, best_known
 from robustkit.leaderboard.documents import canonical, sha256, short_text
 from robustkit.leaderboard.judging import judge_rows
 from robustkit.leaderboard.manifest import FILE, ID, Entry
+from robustkit.leaderboard.rerun_record import reruns_of
 from robustkit.leaderboard.rounding import rounded
 from robustkit.leaderboard.subject import Subject, load_subject
 from robustkit.leaderboard.witness_files import read_witnesses
@@ -86,7 +87,10 @@ def challenge_all(
     allow_code: bool = False,
     tick: Callable[[str], None] = lambda name: None,
 ) -> list[Judged]:
-    """Run one attack on the samples of every entry that are neither broken nor certified; its hits become challenges."""
+    """Run one attack on the samples of every entry that are not broken; its hits become challenges.
+
+    Spared are only samples whose certificates a verifier has computed again, not those that a submission calls certified.
+    """
     from robustkit.pool import pool_of
 
     by = short_text(by, "--by")
@@ -104,7 +108,8 @@ def challenge_all(
         except RobustkitError as problem:
             found.append(Judged(entry.id, entry.name, 0, 0, float("nan"), float("nan"), note=str(problem)))
             continue
-        where = np.flatnonzero((upper > budget) & (entry.columns["lower"] < budget))
+        proven = reruns_of(board.ledger(), entry.id, len(upper)).held["deterministic"]
+        where = np.flatnonzero((upper > budget) & ~proven)
         y = torch.from_numpy(entry.columns["label"][where])
         before = float(np.mean(upper > budget))
         if not len(where):

@@ -157,7 +157,7 @@ def _sound(board: Leaderboard, entry: Entry, **where: Any) -> None:
     """Raises BadInput or Missing unless an entry holds at level `evidence`: a rank needs both levels."""
     from robustkit.leaderboard.verify import verify
 
-    for one in verify(board, entry.id, level="evidence", record=False, **where):
+    for one in verify(board, entry.id, level="evidence", record=False, **where)[1:]:
         if one.problems:
             raise BadInput(f"{one.name} does not hold at level evidence: {one.problems[0]}")
         if one.missing:

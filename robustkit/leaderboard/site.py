@@ -22,9 +22,10 @@ from robustkit.data import Data
 from robustkit.errors import RobustkitError
 from robustkit.leaderboard.challenges import known_sizes
 from robustkit.leaderboard.drawing import curve, scatter
+from robustkit.leaderboard.figures import certified
 from robustkit.leaderboard.manifest import Entry
 from robustkit.leaderboard.pictures import gallery, write_report
-from robustkit.leaderboard.standings import CAUTION, STATES, Standing, as_csv, as_json, certified
+from robustkit.leaderboard.standings import CAUTION, STATES, Standing, as_csv, as_json
 from robustkit.report.page import finalize
 from robustkit.report.palette import STATES as SAMPLES
 from robustkit.report.palette import css
@@ -53,7 +54,7 @@ _COLUMNS = (
     ("surface", "text", "up", "opt"),
 )
 _SIGNS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-_SHOWN = {"certified": "certified", "open": "open", "broken": "broken", "error": "clean errors"}
+_SHOWN = {"certified": "certified as submitted", "open": "open", "broken": "broken", "error": "clean errors"}
 
 
 def write_site(board: Leaderboard, out: Path, *, reports: str = "auto", data_root: str | Path | None = None) -> Path:

@@ -5,23 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from robustkit.core.comparisons import float_below
 from robustkit.core.plain_text import harmless, skeleton
 from robustkit.errors import RobustkitError
 from robustkit.leaderboard.challenges import Challenge, known_sizes
-from robustkit.leaderboard.files import Arrays
+from robustkit.leaderboard.figures import certificates, certified, figures, guarantee, state_of
 from robustkit.leaderboard.ledger import Ledger
 from robustkit.leaderboard.manifest import ID, Entry
-from robustkit.leaderboard.ranking import hidden_share, lower_end
-from robustkit.leaderboard.rerun_record import RULE, Reruns, reruns_of
+from robustkit.leaderboard.rerun_record import reruns_of
 from robustkit.spec import number
-from robustkit.verdict.evidence import Bools, Floats, Ints
 
 if TYPE_CHECKING:
     from robustkit.leaderboard.board import Leaderboard
@@ -149,86 +145,21 @@ def _standing(entry: Entry, time: str, challenges: list[Challenge], level: str, 
     told.model = manifest["model"]["spec"]
     told.challengers = list(dict.fromkeys(one.by for one in challenges))
     if reruns.count:
-        _figures(told, reruns, own["upper"] > budget, upper <= budget)
-        _certificates(told, reruns, own, lower, upper, budget)
-        told.guarantee = _guarantee(summary, own["lower_stage"], reruns.held["deterministic"]) if told.certified else ""
+        figures(told, reruns, own["upper"] > budget, upper <= budget)
+        certificates(told, reruns, own, lower, upper, budget)
+        told.guarantee = guarantee(summary, own["lower_stage"], reruns.held["deterministic"]) if told.certified else ""
         told.surface = reruns.surface
         told.findings = [(kind, check, why) for kind in ("error", "warn") for check, why in reruns.findings(kind).items()]
         counts = {kind: sum(status == kind for status, _, _ in told.findings) for kind in ("error", "warn")}
         told.diagnostics = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "ok"
-    told.state, told.note = _state(level, record, summary, reruns, refuted)
+    told.state, told.note = state_of(level, record, summary, reruns, refuted)
     if told.state == "not established":
         told.robust_at_least = told.best_known = told.suite = None
     return told
 
 
-def _figures(told: Standing, reruns: Reruns, called: Bools, broken: Bools) -> None:
-    """The figure of the rank, from what was called robust and what is broken by now (N,)."""
-    again, fell = reruns.again & called, reruns.fell & called
-    called = called & ~(broken & ~again)
-    most, tried, lost = (int(where.sum()) for where in (called, again, fell))
-    told.called_robust, told.attacked_again = most, tried
-    told.robust_at_least = lower_end(len(called), most, tried, lost, gone=int((broken & again & ~fell).sum()))
-    told.hidden_at_most = 0.0 if most == tried else hidden_share(tried, lost)
-
-
-def _certificates(told: Standing, reruns: Reruns, own: Arrays, lower: Floats, upper: Floats, budget: float) -> None:
-    """The lower ends of certified accuracy: what re-runs computed again, and what that says of the rest."""
-    radii = {"deterministic": lower} | {kind: own[f"lower_{kind}"] for kind in ("statistical", "conditional")}
-    for kind, key in zip(radii, ("certified", "certified_statistical", "certified_conditional")):
-        claimed = (radii[kind] >= budget) & (upper > budget)
-        again, held = claimed & reruns.drawn, claimed & reruns.held[kind]
-        lost = int((again & ~held).sum())
-        setattr(told, key, lower_end(len(lower), int(claimed.sum()), int(again.sum()), lost))
-
-
-def _guarantee(summary: Mapping[str, Any], stage: Ints, held: Bools) -> str:
-    """Whose certificates were computed again."""
-    stages = summary["stages"]
-    used = [stages[one]["spec"].partition(":")[0] for one in np.unique(stage[held]).tolist() if 0 <= one < len(stages)]
-    return f"deterministic ({', '.join(dict.fromkeys(used))})"[:80]
-
-
-def _state(level: str, record: Mapping[str, Any], summary: Mapping[str, Any], reruns: Reruns, refuted: bool) -> tuple[str, str]:
-    """What keeps an entry from a rank, worst first, and why in words; `re-run` where nothing does."""
-    old = "judged by the old rule" if _rule(record) < RULE else ""
-    errors = reruns.findings("error")
-    if refuted:
-        return "refuted", ""
-    if reruns.problems:
-        return "failed", reruns.problems[0][:300]
-    if summary.get("not_established") or summary.get("robust_accuracy", 0.0) is None:
-        return "not established", f"not established: {summary.get('not_established') or 'the run says so'}"[:300]
-    if "robust accuracy" in errors:
-        return "not established", errors["robust accuracy"]
-    if errors:
-        return "check failed", "; ".join(f"{check}: {why}" for check, why in errors.items())[:300]
-    if not reruns.count:
-        return ("old rule", old) if old else (level, "")
-    if not reruns.checked:
-        return "not established", "the honesty checks of the re-run were not made"
-    return "re-run", f"the submission was {old}; what it leaves open was judged by the new one" if old else ""
-
-
-def _rule(record: Mapping[str, Any]) -> int:
-    """The version of the rule that a run was judged by."""
-    found = record["specification"].get("judge", 1)
-    return found if isinstance(found, int) else 1
-
-
 def _join(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
-
-
-def certified(own: Arrays, upper: Floats, real: Floats | None = None) -> tuple[Floats, bool]:
-    """(N,) deterministic lower ends that stand, and whether a witness has refuted any: its whole stage falls.
-
-    A witness by rounding only (in `upper` (N,), not in `real` (N,)) takes away the certificate of its own sample and refutes none.
-    """
-    lower = own["lower"]
-    wrong = (lower > 0) & (lower >= (upper if real is None else real))
-    fallen = np.isin(own["lower_stage"], np.unique(own["lower_stage"][wrong])) & (lower > 0)
-    return np.where(fallen | ((lower > 0) & (lower >= upper)), 0.0, lower), bool(wrong.any())
 
 
 def as_json(board: Leaderboard, rows: Sequence[Standing]) -> str:

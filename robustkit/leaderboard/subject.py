@@ -107,7 +107,7 @@ def load_subject(entry: Entry, data: Data, *, device: str = "auto", allow_code: 
 
 
 def model_of_bytes(raw: bytes, spec: str, device: str, limits: Limits = LIMITS, images: int = 1) -> Classifier:
-    """A Classifier from the bytes of a safetensors file that a stranger may have made; raises BadInput, or TooMuch before it is built."""
+    """A Classifier from the bytes of a safetensors file that a stranger may have made; raises BadInput, or TooMuch before it is asked anything."""
     header = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else 0
     if not 2 <= header <= min(HEADER, len(raw) - 8):
         what = "is a Python pickle, which can run code when read" if raw[:1] == b"\x80" else "is no safetensors file"
@@ -117,8 +117,8 @@ def model_of_bytes(raw: bytes, spec: str, device: str, limits: Limits = LIMITS, 
         path.write_bytes(raw)
         try:
             checkpoint = read_checkpoint(path)
+            classifier = checkpoint_model(checkpoint, spec, spec, pick_device(device))  # no larger than its file, and not asked yet
             limits.network(checkpoint.metadata, images)
-            classifier = checkpoint_model(checkpoint, spec, spec, pick_device(device))
         except BadInput as problem:
             raise BadInput(f"the submitted model: {str(problem).replace(str(path), MODEL)}") from problem
         except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError, RecursionError) as problem:

@@ -195,7 +195,7 @@ def test_a_small_rerun_then_a_whole_one(board: Leaderboard, plant: Callable[...,
     for one in (entry, forged):
         board.rerun(one.id, sample=48, progress=False)
     honest, cheat = row(board, entry), row(board, forged)
-    assert honest.robust_at_least == honest.suite == honest.best_known
-    assert cheat.suite > honest.suite  # type: ignore[operator]
-    assert cheat.robust_at_least == cheat.best_known == honest.robust_at_least
+    assert honest.robust_at_least == honest.best_known <= honest.suite < cheat.suite  # type: ignore[operator]
+    assert cheat.robust_at_least == cheat.best_known
+    assert abs(cheat.robust_at_least - honest.robust_at_least) <= 2 / 48  # type: ignore[operator]
     assert honest.certified == honest.certified_submitted
