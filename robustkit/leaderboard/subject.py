@@ -107,7 +107,10 @@ def load_subject(entry: Entry, data: Data, *, device: str = "auto", allow_code: 
 
 
 def model_of_bytes(raw: bytes, spec: str, device: str, limits: Limits = LIMITS, images: int = 1) -> Classifier:
-    """A Classifier from the bytes of a safetensors file that a stranger may have made; raises BadInput, or TooMuch before it is asked anything."""
+    """A Classifier from the bytes of a safetensors file that a stranger may have made; raises BadInput.
+
+    One that would cost more than the limits for so many `images` raises TooMuch before it is asked anything.
+    """
     header = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else 0
     if not 2 <= header <= min(HEADER, len(raw) - 8):
         what = "is a Python pickle, which can run code when read" if raw[:1] == b"\x80" else "is no safetensors file"

@@ -26,6 +26,10 @@ from robustkit.models.synthesising import synthesising
 
 _DEPTH = 8
 _LAYERS = 2000
+_LONGEST = 100_000
+"""Characters of an architecture: a thousand layers take some twenty thousand."""
+_CLASSES = 1000
+"""Classes of an analysis by synthesis, each of them a network."""
 
 
 class Residual(nn.Module):
@@ -79,6 +83,8 @@ def output_shape(text: str, input_shape: tuple[int, int, int]) -> tuple[int, ...
 
 
 def _whole(text: str) -> nn.Sequential:
+    if len(text) > _LONGEST:
+        raise BadInput(f"architecture {_short(text)}: {len(text)} characters, at most {_LONGEST} are read")
     try:
         return synthesising(drawing(_chain(text, text, 0)))
     except ValueError as problem:
@@ -176,6 +182,8 @@ def _abs(a: _Arguments) -> nn.Module:
     classes, latent, side = a.whole("classes"), a.whole("latent values"), 28
     if a.given and a.given[0].isdigit():
         side = a.whole("side")
+    if classes > _CLASSES:
+        raise ValueError(f"{classes} classes: at most {_CLASSES}")
     starts, steps = a.named("starts", 8000), a.named("steps", 50)
     if not (starts == int(starts) and steps == int(steps) and 1 <= starts <= 10**6 and 0 <= steps <= 10**5):
         raise ValueError(f"starts={starts:g}, steps={steps:g}: expected whole numbers, at least 1 start and 0 steps")

@@ -28,6 +28,8 @@ ZOO = sorted((Path(__file__).parents[3] / "robustkit" / "zoo").glob("*.safetenso
         ("abs(10,8,starts=1000000,steps=50)", "1x28x28", "--most-memory"),
         ("abs(10,8,starts=10,steps=100000)", "1x28x28", "--time-limit"),
         ("flatten-linear(784,9000)-" + "linear(9000,9000)-" * 600 + "linear(9000,10)", "1x28x28", "--time-limit"),
+        ("abs(999999999,8)", "1x28x28", "at most 1000"),
+        ("res(relu|)-" * 40_000 + "flatten-linear(784,10)", "1x28x28", "at most 100000"),
         ("globalavgpool-flatten-linear(1,10)", "1x0x28", "lack"),
         ("conv(1,3,3)-flatten-linear(9,10)", "1x28x28", "does not take"),
     ],

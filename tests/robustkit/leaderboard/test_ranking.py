@@ -11,7 +11,7 @@ import safetensors.numpy
 from scipy.stats import beta
 
 from robustkit.errors import BadInput
-from robustkit.leaderboard import Leaderboard
+from robustkit.leaderboard import Leaderboard, figures, rerun_record
 from robustkit.leaderboard.manifest import Entry
 from robustkit.leaderboard.ranking import hidden_share, lower_end
 from robustkit.leaderboard.rerun import draw
@@ -118,6 +118,20 @@ def test_a_disagreement_stands_whatever_comes_later(board: Leaderboard) -> None:
     event(board, entry, range(10, 48))
     told = row(board, entry)
     assert (told.state, told.rank) == ("failed", None) and "sample 3" in told.note
+
+
+def test_entries_judged_by_the_old_rule(board: Leaderboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are listed without a rank until a re-run under the new one."""
+    entry = board.entries()[0]
+    newest = 10**6
+    for module in (figures, rerun_record):
+        monkeypatch.setattr(module, "RULE", newest)
+    event(board, entry, range(48), judge=newest - 1)
+    told = row(board, entry)
+    assert (told.state, told.rank, told.note) == ("old rule", None, "judged by the old rule")
+    event(board, entry, range(48))
+    told = row(board, entry)
+    assert (told.state, told.rank) == ("re-run", 1) and "judged by the old rule" in told.note
 
 
 def error(check: str) -> list[dict[str, str]]:
