@@ -73,7 +73,8 @@ def _verify(args: argparse.Namespace) -> int:
             what = one.name if not one.entry else f"{one.name} ({one.entry[:10]})"
             print(harmless(f"{'ok     ' if one.ok else 'FAILED ' if one.problems else 'not checked '}{what}{_measured(one.measured)}"))
             again = one.measured.get("rerun", {})
-            notes = [f"{check['status']}: {check['check']}: {check['message']}" for check in again.get("checks", [])]
+            by_hand = [] if again.get("counts", True) else ["its seed was given by hand: it does not count for the rank"]
+            notes = by_hand + [f"{check['status']}: {check['check']}: {check['message']}" for check in again.get("checks", [])]
             for line in (*one.problems, *([one.missing] if one.missing else []), *again.get("left_out", []), *notes):
                 print(harmless(f"    {line}"))
     with contextlib.suppress(RobustkitError):  # said above

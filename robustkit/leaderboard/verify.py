@@ -128,7 +128,7 @@ def verify(
                 verdict.missing = f"the re-run could not be done: {problem}"
                 continue
             verdict.problems += done.problems[:MOST]
-            verdict.measured["rerun"] = done.document()
+            verdict.measured["rerun"] = done.document() | {"counts": done.counts}
         elif record and reached[one.id] == "files":
             with board.changing():
                 board.step("verify", {"entry": one.id, "level": "evidence", "ok": True})
