@@ -103,6 +103,8 @@ class Classifier:
         self.spec, self.sha256, self.metadata = spec, sha256, dict(metadata or {})
         self.overwrites = False
         """Whether the model changes its input in place, found by `check`: it is then fed copies."""
+        self.logits_dtype = torch.float32
+        """Type of the logits as the model itself gives them, known after the first forward."""
         self.forwards = 0
         """Rows sent forward so far."""
         self.backwards = 0
@@ -121,6 +123,12 @@ class Classifier:
     def parameters(self) -> int:
         """Number of weights, 0 for a plain callable."""
         return sum(p.numel() for p in self.module.parameters()) if isinstance(self.module, nn.Module) else 0
+
+    @property
+    def half(self) -> bool:
+        """Whether weights or logits are of half precision: proofs in real arithmetic then say little about the model as deployed."""
+        weights = self.module.parameters() if isinstance(self.module, nn.Module) else ()
+        return any(t in (torch.float16, torch.bfloat16) for t in (self.logits_dtype, *(w.dtype for w in weights)))
 
     def normalise(self, x: Tensor) -> Tensor:
         """What the network itself is fed."""
@@ -180,7 +188,9 @@ class Classifier:
     def logits(self, x: Tensor) -> Tensor:
         """Logits (N,K) float32, without gradients."""
         with torch.no_grad():
-            return self.forward(x.to(self.device)).float()
+            found = self.forward(x.to(self.device))
+        self.logits_dtype = found.dtype
+        return found.float()
 
     __call__ = logits
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robustkit.batch_size import BatchSize, check_batch
 from robustkit.classifier import Classifier, pick_device
 from robustkit.clock import Clock, seconds
+from robustkit.core.comparisons import RULE
 from robustkit.data import Data, as_data, load_data
 from robustkit.errors import BadInput, unknown
 from robustkit.memory import keep_freed_memory
@@ -135,6 +136,7 @@ def evaluate(
         "labels": labels,
         "stages": [s.describe() for s in stages],
         "seed": seed,
+        "judge": RULE,
     } | ({"threat_version": threat_.version} if threat_.version > 1 else {})
     folder = Path(out) if out is not None else _folder(specification, resumes=classifier.sha256 is not None)
     store = Store(folder)

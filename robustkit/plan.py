@@ -56,6 +56,8 @@ class Stage:
     """Draws the samples of a probe."""
     gradients: Literal["", "surrogate", "deployed"] = ""
     """Whose gradients an attack follows, where the model declares a surrogate."""
+    again: bool = False
+    """An attack of the plan once more, on samples that were spared it by proofs which have turned out not to hold."""
 
     @property
     def kind(self) -> str:
@@ -89,11 +91,13 @@ class Stage:
         return told | ({"gradients": self.gradients} if self.gradients else {})
 
     def receives(self, evidence: Evidence) -> Ints:
-        """Positions it works on: what is open at its budget, all correct samples, or the certified ones of the probe."""
+        """Positions it works on: what nothing has settled at its budget, all correct samples, or the certified ones of the probe."""
         if self.mode == "probe":
             at = probe(evidence, self.seed)
             return at[evidence.lower[at] >= float_below(self.eps)]
-        return np.flatnonzero(evidence.correct) if self.mode == "radius" else evidence.open_at(self.eps)
+        if self.mode == "radius":
+            return np.flatnonzero(evidence.correct)
+        return evidence.to_attack(self.eps) if self.kind == "attack" else evidence.open_at(self.eps)
 
 
 def make_plan(

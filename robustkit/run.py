@@ -187,22 +187,35 @@ class Run:
         confidence = logits.double().softmax(1).gather(1, label[:, None])[:, 0]
         margin = -margins(logits, label).double()
         evidence = Evidence(data.index.numpy(), label.numpy(), predicted.numpy(), confidence.numpy(), margin.numpy(), correct.numpy())
+        evidence.spared = not self.judge.classifier.half
         options = (self.seed, self.batch_size, self.sharing)
         self.bench = Bench(self.judge, data, evidence, self.store, self.clock, *options, logits, targets, self.pool)
 
     def _stage(self, stage: Stage) -> None:
         assert self.bench is not None
-        self.bench.run(stage, self.stages)
-        self.bench.evidence.contradicted()
         evidence = self.bench.evidence
+        self.bench.run(stage, self.stages)
+        self._ask_float64()
+        evidence.contradicted()
         self.history[stage.number] = (evidence.robust_accuracy(stage.eps), evidence.certified_accuracy(stage.eps))
 
-    def _again(self) -> None:
-        """What contradicted certificates had settled no attack has seen: the attacks take it now."""
+    def _ask_float64(self) -> None:
+        """Whether adversarial examples inside proven balls exist by rounding only: float64 then calls them right."""
         assert self.bench is not None
-        if self.bench.evidence.suspect:
+        evidence = self.bench.evidence
+        at = evidence.to_ask64()
+        if len(at):
+            where = torch.from_numpy(at)
+            p = witnesses.parameters(self.store, self.stages, evidence, at)
+            asked = (self.data.images(where), torch.from_numpy(evidence.label)[where], self.bench.targets[where])
+            evidence.answered64(at, self.judge.by_rounding(*asked, p).cpu().numpy())
+
+    def _again(self) -> None:
+        """What only contradicted or refuted certificates had settled no attack has seen: the attacks take it now."""
+        assert self.bench is not None
+        if self.bench.evidence.suspect or self.bench.evidence.by_rounding.any():
             for stage in [s for s in self.stages if s.kind == "attack" and s.mode == "settle"]:
-                self.stages.append(replace(stage, number=len(self.stages) + 1))
+                self.stages.append(replace(stage, number=len(self.stages) + 1, again=True))
                 self._stage(self.stages[-1])
 
     def _examine(self) -> None:
@@ -238,6 +251,11 @@ class Run:
             message = f"a verified witness lies inside a certified ball of: {', '.join(names)}; these certificates do not count"
             cure = "report this: the certifier or its use is wrong"
             diagnostics.append({"check": "contradiction", "status": "error", "message": message, "cure": cure})
+        lost = evidence.lost_by_rounding()
+        if lost:
+            message = f"{lost} samples have an adversarial example by rounding inside a ball that is proven in real arithmetic"
+            message = f"{message}: these proofs do not count, and all that such proofs had settled was attacked too"
+            diagnostics.append({"check": "rounding", "status": "warn", "message": message, "cure": "certify the float32 logits: --sound"})
         shown = [s for s in self.stages if s.mode != "probe" or bool((evidence.upper_stage == s.number).any())]
         classifier = judge.classifier
         at_once = lower_at_once(evidence, self.stages)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from robustkit import registry, streams
 from robustkit.checks.probe import Probe, Verdict, flagged
-from robustkit.core.comparisons import clear_margin
+from robustkit.core.comparisons import rounding_width
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import choose
@@ -190,4 +190,4 @@ def _misleading(probe: Probe) -> int:
         change = (gap(classifier.logits64(x + move)) - gap(classifier.logits64(x - move))) / 2
         error += (change - slope).square().cpu()
         size += (change.square() + slope.square()).cpu() / 2
-    return int(((error.sqrt() > 0.5 * size.sqrt()) & (error.sqrt() > clear_margin(logits).cpu())).sum())
+    return int(((error.sqrt() > 0.5 * size.sqrt()) & (error.sqrt() > rounding_width(logits).cpu())).sum())

@@ -96,7 +96,9 @@ class Probe:
         attack.attempts(self.logits.shape[1])
         key = (attack.digest, most)
         tried, fell = self.tried.get(key, (np.zeros(len(self), dtype=bool), np.zeros(len(self), dtype=bool)))
-        wanted = np.flatnonzero(~tried & (self.evidence.lower[self.at] < most) & (True if among is None else among))
+        wanted = np.flatnonzero(
+            ~tried & (self.evidence.lower_of("deterministic", sparing=True)[0][self.at] < most) & (True if among is None else among)
+        )
         if len(wanted):
             fell[wanted] = self._hits(attack, most, self.at[wanted])
             tried[wanted] = True

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustkit.core.comparisons import clear_margin, margins
+from robustkit.core.comparisons import close_call, margins
 from robustkit.leaderboard.challenges import Challenge
 from robustkit.leaderboard.files import Arrays, typed
 from robustkit.leaderboard.judging import judge_rows, parameters_of
@@ -130,7 +130,7 @@ class Check:
         targets = self.subject.targets(label)
         if self.judge.goal.targeted:
             right &= (predicted != targets).numpy()
-        clear = np.abs(margin) >= 4 * clear_margin(logits).numpy()  # nearer than this another machine may round otherwise
+        clear = ~close_call(logits, self.subject.classifier.logits_dtype).numpy()  # nearer than this another machine may round otherwise
         yield from told("predicted", own["predicted"], predicted.numpy(), "the model", clear)
         yield from told("clean and correct", own["upper"] > 0, right, "the model", clear)
         scale = 1 + np.abs(margin)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustkit.core.comparisons import clear_margin, within
+from robustkit.core.comparisons import close_call, within
 from robustkit.leaderboard.files import Arrays, typed
 from robustkit.leaderboard.subject import Subject
 from robustkit.numerics import wide
@@ -45,8 +45,14 @@ def judge_rows(
         verified, _, logits = judge.confirm(x, y, target, q, budget)
         image, size = threat.apply(x, q), threat.size(x, q)
         inside, boxed = within(size, budget), ((image >= 0) & (image <= 1)).flatten(1).all(1)
-        margin = judge.goal.margin(logits, y, target)
-        near = ~verified & finite & inside & boxed & (margin.abs() < 4 * clear_margin(logits)) & (not subject.classifier.random)
+        near = (
+            ~verified
+            & finite
+            & inside
+            & boxed
+            & close_call(judge.goal.seen(logits, y), subject.classifier.logits_dtype)
+            & (not subject.classifier.random)
+        )
         if bool(near.any()):  # another machine rounds otherwise: float64 decides
             redone = judge.goal.margin(subject.classifier.logits64(image[near]), y[near], target[near])
             verified = verified.index_put((near.nonzero()[:, 0],), redone > 0)
