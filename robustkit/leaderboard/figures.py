@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robustkit.core.comparisons import RULE
 from robustkit.leaderboard.files import Arrays
 from robustkit.leaderboard.ranking import hidden_share, lower_end
-from robustkit.leaderboard.rerun_record import RULE, Reruns
+from robustkit.leaderboard.rerun_record import Reruns
 from robustkit.verdict.evidence import Bools, Floats, Ints
 
 if TYPE_CHECKING:

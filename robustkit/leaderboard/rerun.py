@@ -16,8 +16,7 @@ from torch import Tensor
 from robustkit import registry, witnesses
 from robustkit.binomial import at_least
 from robustkit.checks.probe import LEVEL
-from robustkit.core import comparisons
-from robustkit.core.comparisons import float_below
+from robustkit.core.comparisons import close_call, float_below
 from robustkit.engine import evaluate
 from robustkit.errors import BadInput, OutOfTime
 from robustkit.leaderboard.challenge import apply
@@ -182,12 +181,9 @@ def _attacked(definition: Definition, subject: Subject, at: Ints, out: Path, **o
 def _clean(entry: Entry, subject: Subject, correct: Bools, at: Ints) -> list[str]:
     """Clean answers that are others than the submission says, but for those that rounding may have decided."""
     off = correct != (entry.columns["upper"][at] > 0)
-    close = getattr(comparisons, "close_call", None)
-    if close is None or not bool(off.any()):
-        off &= np.abs(entry.columns["clean_margin"][at]) >= 1e-4
-    else:
+    if bool(off.any()):
         logits = subject.judge.logits(subject.images(at[off]).to(subject.classifier.device))
-        off[off] = ~close(logits).cpu().numpy()
+        off[off] = ~close_call(logits).cpu().numpy()
     return [f"sample {int(at[off][0])}: the clean answer differs ({int(off.sum())} such)"] if bool(off.any()) else []
 
 

@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from robustkit.core import comparisons
+from robustkit.core.comparisons import RULE
 from robustkit.guarantees import CLASSES
 from robustkit.leaderboard.ledger import Ledger, Line
 from robustkit.verdict.evidence import Bools
-
-RULE: int = getattr(comparisons, "RULE", 1)
-"""Version of the rule that decides what is wrong; see core/comparisons.py."""
 
 CERTAIN = ("batch", "state", "repeatable", "mode of layers", "contradiction")
 """Honesty checks that sampling does not make fail: one such error in any re-run stands for good."""

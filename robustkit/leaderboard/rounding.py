@@ -13,15 +13,15 @@ from robustkit.verdict.evidence import Bools, Ints
 
 def rounded(entry: Entry, subject: Subject, at: Ints, p: Tensor) -> Bools:
     """(M,) which witnesses p (M,...) at positions `at` are so by rounding only, and meet a certificate in real arithmetic."""
-    ask = getattr(subject.judge, "by_rounding", None)
     found = np.zeros(len(at), dtype=bool)
     stages, stage = entry.summary["stages"], entry.columns["lower_stage"][at]
     real = [0 <= one < len(stages) and stages[one].get("guarantee", "real-arithmetic") == "real-arithmetic" for one in stage.tolist()]
     some = np.flatnonzero((entry.columns["lower"][at] > 0) & np.array(real, dtype=bool))
-    if ask is None or subject.classifier.random or not len(some):
+    if subject.classifier.random:
         return found
-    where = torch.from_numpy(at[some])
     label = torch.from_numpy(entry.columns["label"])
-    x, y, target, q = subject.images(at[some]), label[where], subject.targets(label)[where], p[torch.from_numpy(some)]
-    found[some] = ask(*(value.to(subject.classifier.device) for value in (x, y, target, q))).cpu().numpy()
+    targets = subject.targets(label)
+    for rows in subject.batches(len(some)):
+        where, q = torch.from_numpy(at[some[rows]]), p[torch.from_numpy(some[rows])]
+        found[some[rows]] = subject.judge.by_rounding(subject.data.images(where), label[where], targets[where], q).cpu().numpy()
     return found
