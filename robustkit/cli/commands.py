@@ -147,6 +147,31 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
+def verify(args: argparse.Namespace) -> int:
+    """Check a run folder again; print what disagrees and what could not be checked."""
+    from robustkit.evaluation.verify import verify as run
+
+    options = {key: getattr(args, key) for key in ("certificates", "allow_code", "device", "data_root")}
+    found = run(args.run_folder, args.model, args.data, **options)
+    if args.json:
+        print(json.dumps(found.document(), indent=1))
+        return found.exit_code
+    counted = ", ".join(f"{count} {what}" for what, count in found.measured.items() if count and what != "forwards")
+    state = "ok" if found.ok else "FAILED" if found.problems else "not all checked"
+    print(f"{state}: {_plain(found.run)} ({counted or 'nothing'} checked)")
+    told = [("", found.problems), ("not checked: ", found.unchecked), ("note: ", found.notes)]
+    for kind, lines in told:
+        for line in lines:
+            print(f"    {kind}{_plain(line)}")
+    return found.exit_code
+
+
+def _plain(text: str) -> str:
+    """Text that may come from a stranger, as a terminal may show it."""
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    return shown.encode(sys.stdout.encoding or "ascii", "backslashreplace").decode(sys.stdout.encoding or "ascii")
+
+
 def list(args: argparse.Namespace) -> int:
     """Print what there is of one kind."""
     from robustkit.tables import listing

@@ -26,7 +26,7 @@ def leaderboard(args: argparse.Namespace) -> int:
 def _board(args: argparse.Namespace) -> Leaderboard:
     from robustkit.leaderboard import Leaderboard
 
-    return Leaderboard(args.board)
+    return Leaderboard(args.board, data=getattr(args, "data", None))
 
 
 def _say(name: str) -> None:

@@ -37,7 +37,7 @@ def add_leaderboard(commands: Any, command: Add) -> None:
     one.add_argument("--paper", default="", help="for example 'Madry et al. 2018, arXiv 1706.06083'")
     one.add_argument("--training-data", default="", metavar="TEXT", help="what the model was trained on")
     one.add_argument("--claimed", type=float, metavar="SHARE", help="robust accuracy that its authors claim, from 0 to 1")
-    one.add_argument("--model", metavar="FILE", help="the weights, where they are no longer where the run found them")
+    one.add_argument("--model", metavar="FILE", help="the model that was evaluated; needed unless it is bundled or in RUN")
     _where(one)
 
     one = action("verify", "check entries: digests, or every witness, or the suite again on a random subset")
@@ -73,6 +73,7 @@ def add_leaderboard(commands: Any, command: Add) -> None:
     one = action("site", "write a static site that needs neither server nor network")
     one.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     one.add_argument("--reports", default="auto", choices=("auto", "all", "none"), help="full reports of entries (auto: of 50 at most)")
+    _data(one)
     _root(one)
 
     one = command(commands, "compare", "two runs or entries, sample by sample")
@@ -85,8 +86,13 @@ def add_leaderboard(commands: Any, command: Add) -> None:
 def _where(one: argparse.ArgumentParser) -> None:
     one.add_argument("--allow-code", action="store_true", help="allow models and data that are code; you run it")
     one.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    _data(one)
     _root(one)
 
 
 def _root(one: argparse.ArgumentParser) -> None:
     one.add_argument("--data-root", metavar="DIR", help="where data sets lie (or set ROBUSTKIT_DATA)")
+
+
+def _data(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--data", metavar="DATA", help="the board's samples, where they are neither bundled nor in its folder")

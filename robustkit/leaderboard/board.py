@@ -18,7 +18,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,12 +62,16 @@ class Leaderboard:
         board.verify(entry.id, level="rerun")
         board.standings()
 
+    Args:
+        path: the board's folder.
+        data: the board's samples, where they neither come with robustkit nor lie in that folder: DATA as the user names it.
+
     Raises Missing where there is no board, BadInput where its definition is damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, data: str | None = None) -> None:
         self.path = Path(path)
-        self.definition: Definition = read_definition(self.path)
+        self.definition: Definition = replace(read_definition(self.path), given=data)
 
     def __repr__(self) -> str:
         return f"Leaderboard({self.definition.title}: {self.definition.data['spec']}, {self.definition.threat}, {self.path})"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from robustkit import registry
 from robustkit.data import Data, load_data
 from robustkit.errors import BadInput, Missing
+from robustkit.evaluation.untrusted_names import code_in, open_data
 from robustkit.leaderboard.documents import canonical, exactly, parse_canonical, sha256
 from robustkit.leaderboard.files import read_file
 from robustkit.methods import Attack
 from robustkit.plan import make_plan
-from robustkit.spec import number_text
+from robustkit.spec import number_text, parse
 from robustkit.suites import suite as find_suite
 from robustkit.threats import Threat, load_threat
 
@@ -59,6 +60,10 @@ class Definition:
     goal: str = "untargeted"
     labels: str = "given"
     metrics: list[str] = field(default_factory=lambda: list(METRICS))
+    folder: Path | None = field(default=None, compare=False)
+    """Where the definition was read; a file that it names has to lie there. No part of the question."""
+    given: str | None = field(default=None, compare=False)
+    """The data as the user names it, where the definition names what is not opened by itself. No part of the question."""
 
     @property
     def title(self) -> str:
@@ -68,7 +73,7 @@ class Definition:
     @property
     def raw(self) -> bytes:
         """The bytes of board.json."""
-        return canonical({"schema_version": SCHEMA, **vars(self)})
+        return canonical({"schema_version": SCHEMA, **self._question()})
 
     @property
     def digest(self) -> str:
@@ -80,7 +85,10 @@ class Definition:
 
     def same_question(self, other: Definition) -> bool:
         """Whether only the version differs."""
-        return vars(self) | {"version": 0} == vars(other) | {"version": 0}
+        return self._question() | {"version": 0} == other._question() | {"version": 0}
+
+    def _question(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
 
     @property
     def most_witnesses(self) -> int:
@@ -92,11 +100,15 @@ class Definition:
         return load_threat(self.threat)
 
     def load_data(self, root: str | Path | None, allow_code: bool = False) -> Data:
-        """The board's samples, the very ones; raises BadInput where they have changed, Missing where they are not here."""
+        """The board's samples, the very ones; raises BadInput where they have changed, Missing where they are not here.
+
+        What the definition names is opened as `evaluation.untrusted_names` says; `given` is what the user names instead.
+        """
         spec = str(self.data["spec"])
-        if not allow_code and re.match(r"(digits|mnist|fashion-mnist|cifar10|npz|folder)\b", spec) is None:
-            raise Missing(f"the board's data {spec} is made by code: give --allow-code if you trust it")
-        found = load_data(spec, root)
+        if self.given is not None:
+            found = load_data(self.given, root)
+        else:
+            found = open_data(spec, self.folder, root, allow_code=allow_code)
         if found.digest != self.data["digest"]:
             raise BadInput(
                 f"the data {spec} here is not the board's (digest {found.digest[:12]}..., the board has {self.data['digest'][:12]}...)"
@@ -107,6 +119,11 @@ class Definition:
         """The attacks of the floor that make sense for a number of classes, each with its least version."""
         found = []
         for one in self.floor:
+            code = code_in(parse(str(one["method"])))
+            if code:
+                raise BadInput(
+                    f"the board demands the attack {str(one['method'])[:80]}, which opens {code[:40]!a}: no board may ask for that"
+                )
             attack = registry.make("attack", str(one["method"]))
             assert isinstance(attack, Attack)
             try:
@@ -156,7 +173,7 @@ def read_definition(folder: Path) -> Definition:
         raise BadInput(f"{path} has schema_version {str(found.get('schema_version'))[:20]}, this robustkit reads {SCHEMA}")
     exactly(found, _FORM, str(path))
     del found["schema_version"]
-    definition = Definition(**found)
+    definition = Definition(**found, folder=folder)
     if not _NAME.fullmatch(definition.name) or not 0 < definition.n <= 10**8 or not 1 <= definition.version:
         raise BadInput(f"{path}: the name, the version or the number of samples cannot be meant")
     return definition

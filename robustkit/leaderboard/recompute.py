@@ -12,13 +12,14 @@ import torch
 from robustkit import registry
 from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput, RobustkitError
+from robustkit.evaluation.untrusted_names import code_in
 from robustkit.guarantees import CLASSES, alpha_of, guarantee_class
 from robustkit.leaderboard.limits import Limits, TooMuch, pace
 from robustkit.leaderboard.manifest import Entry
 from robustkit.leaderboard.subject import Subject
 from robustkit.methods import Certifier, StatisticalCertifier
 from robustkit.numerics import PAD
-from robustkit.spec import number
+from robustkit.spec import number, parse
 from robustkit.verdict.evidence import Bools, Ints
 from robustkit.verdict.proof import prove
 
@@ -103,6 +104,8 @@ class Recompute:
 
     def _certifier(self, spec: str, count: int, kind: str = "") -> Certifier | None:
         """The certifier of that name, None where it is of another class than `kind`; raises TooMuch where it costs too much."""
+        if code_in(parse(spec)):
+            raise BadInput(f"it names {code_in(parse(spec))[:60]!a}, which could be code")
         method = registry.make("certifier", spec)
         assert isinstance(method, Certifier)
         if kind and guarantee_class(method.guarantee) != kind:
