@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from robustkit.core.plain_text import harmless, harmless_all
 from robustkit.guarantees import CLASSES
 from robustkit.report.palette import STATES, TERMINAL
 from robustkit.report.wording import (
@@ -67,7 +68,7 @@ def bracket_table(summary: Mapping[str, Any], console: Console | None = None, *,
     `summary` has the keys of summary.json. Prints to stdout unless a console is given. `certifiers`
     adds a table of what each certifier was given and has proven, by class of guarantee.
     """
-    console = console or terminal()
+    console, summary = console or terminal(), harmless_all(dict(summary))
     plain = not _unicode(console)
     budget = max((str(text) for text in summary["eps"]), key=number)
     n = int(summary["data"]["n"])
@@ -100,11 +101,11 @@ def listing(title: str, rows: Iterable[Sequence[Any]], columns: Sequence[str], c
     console = console or terminal()
     table = Table(title=_fit(Text(title), console), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
     for place, name in enumerate(columns):
-        table.add_column(Text(name), style="bold" if place == 0 else "", no_wrap=place == 0, overflow="fold")
+        table.add_column(Text(harmless(name)), style="bold" if place == 0 else "", no_wrap=place == 0, overflow="fold")
     for row in rows:
         if len(row) != len(columns):
             raise ValueError(f"a row of {len(row)} values for {len(columns)} columns")
-        table.add_row(*(_fit(Text("" if value is None else str(value)), console) for value in row))
+        table.add_row(*(_fit(Text("" if value is None else harmless(str(value))), console) for value in row))
     console.print(table)
 
 

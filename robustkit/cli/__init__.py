@@ -76,7 +76,9 @@ def run() -> NoReturn:
 
 def _told(text: str, code: int) -> int:
     """Print one line on stderr; returns the exit code."""
-    print(f"robustkit: {' '.join(text.split())}", file=sys.stderr)
+    from robustkit.core.plain_text import printable
+
+    print(f"robustkit: {printable(' '.join(text.split()))}", file=sys.stderr)
     return code
 
 

@@ -188,7 +188,7 @@ def affordable(metadata: dict[str, str]) -> None:
 def model_of_bytes(raw: bytes, spec: str, device: str, allowed: Callable[[dict[str, str]], None] = affordable) -> Classifier:
     """A Classifier from the bytes of a safetensors file that a stranger may have made; raises BadInput.
 
-    `allowed` is given the file's metadata before the network is built, and raises where it asks for too much.
+    `allowed` is given the file's metadata before the network is asked anything, and raises where it would cost too much.
     """
     header = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else 0
     if not 2 <= header <= min(HEADER, len(raw) - 8):
@@ -199,8 +199,8 @@ def model_of_bytes(raw: bytes, spec: str, device: str, allowed: Callable[[dict[s
         path.write_bytes(raw)
         try:
             checkpoint = read_checkpoint(path)
+            classifier = checkpoint_model(checkpoint, spec, spec, pick_device(device))  # no larger than its file, and not asked yet
             allowed(checkpoint.metadata)
-            classifier = checkpoint_model(checkpoint, spec, spec, pick_device(device))
         except BadInput as problem:
             raise BadInput(f"the submitted model: {str(problem).replace(str(path), MODEL)}") from problem
         except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError, RecursionError) as problem:

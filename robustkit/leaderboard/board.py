@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
+from robustkit.core.plain_text import folded, harmless
 from robustkit.errors import BadInput, unknown
 from robustkit.leaderboard.definition import FILE, Definition, define, parse_title, read_definition
-from robustkit.leaderboard.documents import folded
 from robustkit.leaderboard.files import is_hex
 from robustkit.leaderboard.ledger import FILE as LEDGER
 from robustkit.leaderboard.ledger import NEXT, Ledger, read_ledger
@@ -146,7 +146,7 @@ class Leaderboard:
         if len(hits) > 1:
             raise BadInput(f"{text!r} fits {len(hits)} entries: write more of the id: {', '.join(one.id[:12] for one in hits[:5])}")
         if not hits:
-            raise unknown("entry", text, [one.name for one in known.values()])
+            raise unknown("entry", text, [harmless(one.name) for one in known.values()])
         return Entry(self.path / "entries" / hits[0].id, self.definition, hits[0].digest, hits[0].name)
 
     # what changes it

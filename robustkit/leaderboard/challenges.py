@@ -77,12 +77,22 @@ def challenges_of(board: Leaderboard, ledger: Ledger) -> dict[str, list[Challeng
 
 def best_known(entry: Entry, challenges: list[Challenge]) -> NDArray[np.float64]:
     """(N,) size of the smallest known witness, challenges included."""
+    return known_sizes(entry, challenges)[0]
+
+
+def known_sizes(entry: Entry, challenges: list[Challenge]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N,) size of the smallest known witness, and of the smallest that is one in real arithmetic too, challenges included."""
     upper = entry.columns["upper"].copy()
+    real = upper.copy()
     for one in challenges:
         held = one.witnesses()
         at = typed(held, "position", "int64", (None,), one.id)
         size = typed(held, "size", "float64", (len(at),), one.id)
         if len(at) and (at.min() < 0 or at.max() >= len(upper)):
             raise BadInput(f"challenge {one.id}: positions beyond the board's samples")
-        np.minimum.at(upper, at, np.where(size > 0, size, np.inf))
-    return upper
+        size = np.where(size > 0, size, np.inf)
+        np.minimum.at(upper, at, size)
+        if "by_rounding" in held:
+            size = np.where(typed(held, "by_rounding", "uint8", (len(at),), one.id) > 0, np.inf, size)
+        np.minimum.at(real, at, size)
+    return upper, real

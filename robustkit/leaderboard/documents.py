@@ -6,6 +6,7 @@ import json
 import unicodedata
 from typing import Any
 
+from robustkit.core.plain_text import printable
 from robustkit.core.untrusted_files import sha256 as sha256
 from robustkit.core.untrusted_json import check as check
 from robustkit.core.untrusted_json import parse as parse
@@ -14,9 +15,6 @@ from robustkit.store import canonical_json
 
 LONGEST = 200
 """Characters of a name or another short text."""
-
-_FORBIDDEN = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
-_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 
 
 def canonical(value: Any) -> bytes:
@@ -43,9 +41,9 @@ def short_text(text: str, what: str, *, empty: bool = False) -> str:
         raise BadInput(f"{what} is empty: write for example --name 'My model'")
     if len(found) > LONGEST:
         raise BadInput(f"{what} has {len(found)} characters: at most {LONGEST}")
-    bad = [char for char in found if unicodedata.category(char) in _FORBIDDEN or char in _DIRECTIONS]
-    if bad:
-        raise BadInput(f"{what} holds U+{ord(bad[0]):04X}, which is not printed or turns the direction of writing: leave it out")
+    if found.replace("\u00a0", " ") != _printed(found):
+        bad = next(char for char, shown in zip(found + "?", _printed(found) + "?") if char != shown and char != "\u00a0")
+        raise BadInput(f"{what} holds U+{ord(bad):04X}, which is not printed or turns the direction of writing: leave it out")
     return found
 
 
@@ -57,6 +55,5 @@ def is_short_text(text: str) -> bool:
         return False
 
 
-def folded(name: str) -> str:
-    """What two names have in common that a reader would take for the same."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+def _printed(text: str) -> str:
+    return printable(text).replace("\u00a0", " ")

@@ -16,6 +16,7 @@ from robustkit.evaluation import subject
 from robustkit.evaluation.untrusted_names import inside, model_of_bytes, open_model
 from robustkit.filetypes import content, existing
 from robustkit.leaderboard.definition import Definition
+from robustkit.leaderboard.limits import COPIES, LIMITS, Limits
 from robustkit.leaderboard.manifest import MODEL, Entry
 from robustkit.models import zoo_names
 from robustkit.models.load import ZOO
@@ -32,11 +33,12 @@ class Subject(subject.Subject):
         return self.question
 
 
-def load_subject(entry: Entry, data: Data, *, device: str = "auto", allow_code: bool = False) -> Subject:
-    """The submitted model, its digest checked; raises BadInput, or Missing where it needs --allow-code or is not here."""
+def load_subject(entry: Entry, data: Data, *, device: str = "auto", allow_code: bool = False, limits: Limits = LIMITS) -> Subject:
+    """The submitted model, its digest checked; raises BadInput, or Missing where it needs --allow-code, is not here or too large."""
     about = entry.manifest["model"]
     if about["file"] is not None:
-        classifier = model_of_bytes(entry.read(MODEL), str(about["spec"]), device)
+        limits.space(COPIES * float(next(one["size"] for one in entry.manifest["files"] if one["path"] == MODEL)), "reading its weights")
+        classifier = model_of_bytes(entry.read(MODEL), str(about["spec"]), device, lambda metadata: limits.network(metadata, len(data)))
     else:
         spec = str(about["spec"])
         try:

@@ -10,10 +10,12 @@ import numpy as np
 import safetensors.numpy
 
 from robustkit.classifier import pick_device
+from robustkit.core.plain_text import skeleton
 from robustkit.errors import BadInput, Missing, RobustkitError
 from robustkit.evaluation.untrusted_names import model_of_bytes, open_model
-from robustkit.leaderboard.documents import canonical, check, folded, parse, sha256, short_text
-from robustkit.leaderboard.files import columns, columns_bytes, read_file, tensors
+from robustkit.leaderboard.documents import canonical, check, parse, sha256, short_text
+from robustkit.leaderboard.files import Arrays, columns, columns_bytes, read_file, tensors
+from robustkit.leaderboard.limits import LIMITS
 from robustkit.leaderboard.manifest import FILE, ID, MODEL, Entry, checked_summary, entry_id, make_manifest
 from robustkit.leaderboard.subject import identity, weights_file
 from robustkit.leaderboard.verify import Verdict, evidence, files
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from robustkit.leaderboard.board import Leaderboard
 
 _SMALL, _LARGE = 1 << 26, 1 << 34
+ENOUGH = 16
+"""Different margins that two entries have to share to be called the same."""
 _WITNESS = ("position", "index", "size", "stage", "parameters")
 
 
@@ -75,6 +79,7 @@ def submit(
         raise BadInput(f"{run} was not accepted: {'; '.join(verdict.problems[:5])}")
     with board.changing():
         _duplicates(board, about)
+        _copies(board, columns(held["samples.npz"], board.definition.n, "samples.npz"))
         told = {"entry": entry.id, "manifest": sha256(raw), "name": about["name"], "model": about["model"]["sha256"]}
         told |= {"identity": about["model"]["identity"], "checked": "files" if verdict.missing else "evidence"}
         told |= {key: summary[f"{key}_accuracy"] for key in ("clean", "robust", "certified")}
@@ -126,7 +131,7 @@ def _model(named: dict[str, Any], given: str | None, run: Path, held: dict[str, 
                 f"{path} is not the model of this run (sha256 {sha256(raw)[:12]}..., the run's is {str(wanted)[:12]}...): {hint}"
             )
         held[MODEL] = raw
-        return {"spec": title, "sha256": wanted, "identity": identity(model_of_bytes(raw, title, device)), "file": MODEL}
+        return {"spec": title, "sha256": wanted, "identity": identity(model_of_bytes(raw, title, device, LIMITS.network)), "file": MODEL}
     if wanted is None:
         raise BadInput(f"the model {spec} was handed over in Python: save it with robustkit.models.save_model and evaluate the file")
     try:
@@ -156,5 +161,30 @@ def _duplicates(board: Leaderboard, about: dict[str, Any]) -> None:
         same = about["model"]["identity"] and line.about.get("identity") == about["model"]["identity"]
         if same or line.about.get("model") == about["model"]["sha256"]:
             raise BadInput(f"duplicate: {known} is the same model; stronger attacks on it are a challenge: robustkit leaderboard challenge")
-        if folded(str(line.about.get("name"))) == folded(about["name"]):
-            raise BadInput(f"duplicate: {known} has that name: choose another with --name")
+        if skeleton(str(line.about.get("name"))) == skeleton(about["name"]):
+            raise BadInput(f"duplicate: {known} has that name, or one that looks like it: choose another with --name")
+
+
+def _copies(board: Leaderboard, own: Arrays) -> None:
+    """Raises BadInput where an entry answers every image of the board as this one does: the same network, written otherwise."""
+    for entry in board.entries():
+        try:
+            other = entry.columns
+        except RobustkitError:
+            continue  # damaged: verify says so
+        if same_answers(own, other):
+            raise BadInput(
+                f"duplicate: entry {entry.name!a} ({entry.id[:10]}) gives the same answers to all images of the board, their margins "
+                "scaled at most: stronger attacks on it are a challenge: robustkit leaderboard challenge"
+            )
+
+
+def same_answers(one: Arrays, other: Arrays) -> bool:
+    """Whether two sets of columns come from one function, but for the scale of its logits: models trained apart never agree so far."""
+    a, b = one["clean_margin"], other["clean_margin"]
+    if not np.array_equal(one["predicted"], other["predicted"]) or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return False
+    if len(np.unique(a.round(9))) < ENOUGH or not (float(np.abs(a).max()) > 0 and float(np.abs(b).max()) > 0):
+        return False  # too few different answers to tell
+    scaled = b * (float(a @ b) / float(b @ b))
+    return bool((np.abs(a - scaled) <= 1e-4 * float(np.abs(a).max())).all())

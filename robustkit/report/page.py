@@ -13,6 +13,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from robustkit.core.plain_text import harmless
 from robustkit.report import figures, wording
 from robustkit.report.canvas import house_style
 from robustkit.report.gallery import GAIN, pictures
@@ -42,7 +43,8 @@ def render(runs: Sequence[Run]) -> str:
         overlays = _overlays(runs)
     folder = resources.files("robustkit.report")
     loader = jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8"))
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    options: dict[str, Any] = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "finalize": finalize}
+    environment = jinja2.Environment(loader=loader, autoescape=True, **options)
     environment.filters.update(count=wording.count, duration=wording.duration, short=wording.short, milliseconds=wording.milliseconds)
     title = sections[0]["title"] if len(runs) == 1 else f"{len(runs)} runs compared"
     page = environment.get_template("template.html.j2").render(
@@ -56,6 +58,11 @@ def render(runs: Sequence[Run]) -> str:
         gain=GAIN,
     )
     return page
+
+
+def finalize(value: Any) -> Any:
+    """What a template prints: texts of strangers without what a reader could not see or would misread; markup as it is."""
+    return harmless(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _section(run: Run, place: int) -> dict[str, Any]:

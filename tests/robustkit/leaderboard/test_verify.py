@@ -56,7 +56,9 @@ def test_an_edited_file_is_caught_at_level_files(board: Leaderboard, name: str, 
     whole, first, second = board.verify(level="files")
     assert whole.ok and second.ok
     assert name in first.problems[0]
-    assert board.standings()[-1].state == ("damaged" if name in ("summary.json", "samples.npz", "manifest.json") else "evidence")
+    assert board.standings()[-1].state == (
+        "damaged" if name in ("summary.json", "samples.npz", "manifest.json", "run.json") else "evidence"
+    )
 
 
 def rehash(lines: list[dict[str, Any]]) -> bytes:
