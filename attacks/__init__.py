@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from robustkit.attacks.local_variance import LocalVariance as LocalVariance
     from robustkit.attacks.mi_fgsm import MIFGSM as MIFGSM
     from robustkit.attacks.nes import NES as NES
+    from robustkit.attacks.noise import Noise as Noise
     from robustkit.attacks.pgd import PGD as PGD
+    from robustkit.attacks.readout import ReadoutSquare as ReadoutSquare
     from robustkit.attacks.rotation import RotationSearch as RotationSearch
     from robustkit.attacks.second_order import SecondOrder as SecondOrder
     from robustkit.attacks.square import Square as Square
     from robustkit.attacks.stadv import StAdv as StAdv
+    from robustkit.attacks.stand_in import StandIn as StandIn
     from robustkit.attacks.universal import Universal as Universal
 
 TABLE = {
@@ -40,6 +43,9 @@ TABLE = {
     "apgd-l1": "robustkit.attacks.apgd_l1:APGDL1",
     "fab": "robustkit.attacks.fab:FAB",
     "square": "robustkit.attacks.square:Square",
+    "readout": "robustkit.attacks.readout:ReadoutSquare",
+    "stand-in": "robustkit.attacks.stand_in:StandIn",
+    "noise": "robustkit.attacks.noise:Noise",
     "nes": "robustkit.attacks.nes:NES",
     "boundary": "robustkit.attacks.boundary:Boundary",
     "rotation": "robustkit.attacks.rotation:RotationSearch",
@@ -71,10 +77,13 @@ __all__ = [
     "GuidedPGD",
     "LatentDescent",
     "LocalVariance",
+    "Noise",
+    "ReadoutSquare",
     "RotationSearch",
     "SecondOrder",
     "Square",
     "StAdv",
+    "StandIn",
     "Transfer",
     "Universal",
 ]
