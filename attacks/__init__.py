@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from robustkit.attacks.fgsm import FGSM as FGSM
     from robustkit.attacks.foolbox import FoolboxAttack as FoolboxAttack
     from robustkit.attacks.guided_pgd import GuidedPGD as GuidedPGD
+    from robustkit.attacks.image_walk import ImageWalk as ImageWalk
     from robustkit.attacks.latent_descent import LatentDescent as LatentDescent
     from robustkit.attacks.local_variance import LocalVariance as LocalVariance
     from robustkit.attacks.mi_fgsm import MIFGSM as MIFGSM
@@ -43,6 +44,7 @@ TABLE = {
     "apgd-l1": "robustkit.attacks.apgd_l1:APGDL1",
     "fab": "robustkit.attacks.fab:FAB",
     "square": "robustkit.attacks.square:Square",
+    "image-walk": "robustkit.attacks.image_walk:ImageWalk",
     "readout": "robustkit.attacks.readout:ReadoutSquare",
     "stand-in": "robustkit.attacks.stand_in:StandIn",
     "noise": "robustkit.attacks.noise:Noise",
@@ -75,6 +77,7 @@ __all__ = [
     "Envelope",
     "FoolboxAttack",
     "GuidedPGD",
+    "ImageWalk",
     "LatentDescent",
     "LocalVariance",
     "Noise",

@@ -42,8 +42,8 @@ class StandIn(PGD):
     steps: int = 40
     restarts: int = 2
     loss: Literal["ce", "margin", "dlr"] = "margin"
-    rounds: int = 6
-    epochs: int = 6
+    rounds: int = 5
+    epochs: int = 3
 
     name = "stand-in"
     access = "decision"
@@ -77,10 +77,10 @@ class StandIn(PGD):
             for _ in range(self.epochs):
                 for part in torch.split(torch.randperm(len(x), generator=generator).to(x.device), _BATCH):
                     optimizer.zero_grad()
-                    nn.functional.cross_entropy(network(x[part]), y[part]).backward()
+                    nn.functional.cross_entropy(network(x[part]), y[part]).backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
 
-    def step(self, rows: Rows, state: State, view: View, threat: Threat) -> State:  # type: ignore[override]
+    def step(self, rows: Rows, state: State, view: View, threat: Threat) -> State:
         p = state["p"]
         view.decisions(p)
         network, loss = view.shared["stand-in"], LOSSES[self.loss]

@@ -156,7 +156,7 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
 }
 
 
-SIGHTLESS = ("boundary:queries=3000", "readout:queries=2000", "stand-in")
+SIGHTLESS = ("image-walk:queries=3000", "readout:queries=2000", "stand-in")
 """What goes on where a suite's attacks are found blind: attacks that need no gradient of the model, cheapest first."""
 
 
