@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import evaluate
-from robustkit.checks.masked_gradients import Comparisons, Noise, outermost
+from robustkit.attacks.noise import Noise, outermost
+from robustkit.checks.masked_gradients import Comparisons
 from robustkit.checks.probe import Probe, finding
 from robustkit.classifier import Classifier
 from robustkit.core.comparisons import float_below, margins
