@@ -119,12 +119,14 @@ class View:
         self.book["done"] = self.book["done"].index_fill(0, at, True)
 
     def _confirm(self, p: Tensor, at: Tensor, eps: Tensor) -> Tensor:
-        """Ask the Judge about the rows at positions `at`; those it confirms within eps (R,) are in the book, and returned."""
+        """Ask the Judge about the rows at positions `at`; those it confirms within eps (R,) are in the book, and returned.
+
+        What the Judge asks is robustkit's question, not the attacker's: the Driver counts one an attempt, for what is delivered.
+        """
         if not len(at):
             return at
         book, rows = self.book, self.rows
         verified, size, logits = self.judge.confirm(rows.x[at], rows.y[at], rows.target[at], p[at], eps[at])
-        book["queries"] = book["queries"].index_add(0, at, torch.ones_like(at))
         found = at[verified]
         new = {"candidate": p[found], "size": size[verified], "predicted": logits.argmax(1)[verified]}
         for name, values in new.items():
