@@ -49,9 +49,6 @@ def _own(name: str) -> bool:
 _PLAIN = ("run.json", "summary.json")
 """Documents for everybody. Other JSON files a run keeps for itself, with a checksum: what is damaged is computed again."""
 
-JUDGE = 2
-"""The rule that decides what is wrong, as `judge` of a specification says (none: 1)."""
-
 
 class Store:
     """One run folder."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from robustkit.core.comparisons import RULE
 from robustkit.errors import RobustkitError
+from robustkit.report.recompute import old_rule
 from robustkit.spec import digest, number
 from robustkit.store import canonical_json
 
@@ -34,10 +34,9 @@ def check_record(record: Mapping[str, Any], summary: Mapping[str, Any]) -> Itera
     yield from _stages(said["stages"], summary["stages"])
 
 
-def old_rule(record: Mapping[str, Any]) -> str:
+def told_of_old_rule(record: Mapping[str, Any]) -> str:
     """One line for a run that was judged by an older rule, "" for others."""
-    version = record["specification"].get("judge", 1)
-    if isinstance(version, int) and version >= RULE:
+    if not old_rule(record["specification"]):
         return ""
     return (
         "judged by the old rule: a hit had to err by a margin, so adversarial examples may have been thrown away and "

@@ -22,7 +22,7 @@ from robustkit.errors import BadInput, Missing, RobustkitError
 from robustkit.evaluation.check_answers import Answers, check_samples, check_witness_images, check_witness_rows
 from robustkit.evaluation.check_certificates import Certificates
 from robustkit.evaluation.check_columns import check_figures, check_intervals
-from robustkit.evaluation.check_record import check_digest, check_record, old_rule
+from robustkit.evaluation.check_record import check_digest, check_record, told_of_old_rule
 from robustkit.evaluation.check_units import check_units, judge_units
 from robustkit.evaluation.run_files import RunFiles, read_run
 from robustkit.evaluation.subject import Asked, Subject
@@ -106,7 +106,7 @@ def verify(
     """
     held = read_run(Path(run))
     found = Verification(str(run))
-    found.notes += [line] if (line := old_rule(held.record)) else []
+    found.notes += [line] if (line := told_of_old_rule(held.record)) else []
     asked = _question(held, threat, found)
     images = _data(held, data, data_root, allow_code, found)
     classifier = _model(held, model, device, allow_code, found)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from robustkit.evaluation.check_answers import Answers, check_samples, check_witness_rows
-from robustkit.evaluation.check_columns import as_evidence as as_evidence
 from robustkit.evaluation.check_columns import check_figures, check_intervals, first
 from robustkit.evaluation.check_record import check_record
 from robustkit.evaluation.judge_witnesses import judge_rows, parameters_of, typed

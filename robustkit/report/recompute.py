@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustkit import binomial
 from robustkit.checks.established import not_established
-from robustkit.core.comparisons import float_below
+from robustkit.core.comparisons import RULE, float_below
 from robustkit.errors import BadInput
 from robustkit.guarantees import CLASSES
 from robustkit.report.columns import LARGEST, as_evidence
 from robustkit.report.older import OLD_RULE, upgraded
 from robustkit.spec import number
-from robustkit.store import JUDGE
+from robustkit.summary import accuracies, intervals
 from robustkit.verdict.evidence import Evidence
 
 Columns = Mapping[str, NDArray[Any]]
@@ -32,7 +31,7 @@ _ENDS = ("clean_accuracy", "robust_accuracy", "certified_accuracy")
 
 def old_rule(specification: Mapping[str, Any]) -> bool:
     """Whether a run with this specification was judged by an older rule than today's."""
-    return int(specification.get("judge", 1)) < JUDGE
+    return int(specification.get("judge", 1)) < RULE
 
 
 def budgets(summary: Mapping[str, Any], where: str) -> list[tuple[str, Fraction]]:
@@ -49,33 +48,18 @@ def recomputed(summary: Mapping[str, Any], columns: Columns, *, old: bool, where
     evidence, asked = as_evidence(columns), [value for _, value in budgets(stored, where)]
     objection = not_established(stored["diagnostics"])
     known = not old and not objection and stored["robust_accuracy"] is not None
-    figures = _top(evidence, asked[-1], known)
+    why = "" if known else OLD_RULE if old else objection or stored["not_established"] or "the summary says so"
+    figures: dict[str, Any] = accuracies(evidence, asked[-1], why)
+    figures |= intervals(figures, len(evidence))
     figures["curve"] = _curve(stored["curve"], evidence, asked, known)
     figures |= _beside(stored, columns, asked[-1])
     differences = list(_differences(stored, figures))
     stages, odd = _stages(stored["stages"], evidence, known)
     differences += odd
     if stored["data"]["n"] != len(evidence):
-        differences.append(f"summary.json says {stored['data']['n']} samples, the columns have {len(evidence)}")
-    why = "" if known else OLD_RULE if old else objection or stored["not_established"] or "the summary says so"
+        differences.append(f"summary.json: n is {stored['data']['n']}, there are {len(evidence)} samples")
     told = {"not_established": why, "data": {**stored["data"], "n": len(evidence)}, "stages": stages}
     return stored | figures | told, differences
-
-
-def _top(evidence: Evidence, eps: Fraction, known: bool) -> dict[str, Any]:
-    left, certified = evidence.robust_accuracy(eps), evidence.certified_accuracy(eps)
-    shares = {"clean_accuracy": evidence.clean_accuracy(), "robust_accuracy": left, "certified_accuracy": certified}
-    spans = {key: list(binomial.interval(round(share * len(evidence)), len(evidence))) for key, share in shares.items()}
-    return {
-        **shares,
-        "robust_accuracy": left if known else None,
-        "robust_accuracy_at_most": left,
-        "certified_statistical": evidence.certified_accuracy(eps, "statistical"),
-        "certified_conditional": evidence.certified_accuracy(eps, "conditional"),
-        "open": len(evidence.open_at(eps)) / len(evidence) if known else None,
-        "interval95": spans if known else {**spans, "robust_accuracy": None},
-        "population95": [spans["certified_accuracy"][0], spans["robust_accuracy"][1]],
-    }
 
 
 def _curve(points: list[dict[str, Any]], evidence: Evidence, asked: list[Fraction], known: bool) -> list[dict[str, Any]]:
@@ -121,9 +105,9 @@ def _points(told: list[dict[str, Any]], found: list[dict[str, Any]]) -> Iterator
     by_budget = {float(point["eps"]): point for point in found}
     extra = [point["eps"] for point in told if float(point["eps"]) not in by_budget]
     if extra:
-        yield f"summary.json has the curve at {extra[0]:.6g}, between the budgets, which the columns do not bear out"
+        yield f"summary.json: curve at {extra[0]:.6g}, between the budgets, which the columns do not bear out"
     if not set(by_budget) <= {float(point["eps"]) for point in told}:
-        yield "summary.json lacks budgets in its curve"
+        yield "summary.json: curve lacks budgets"
     for point in told:
         mine = by_budget.get(float(point["eps"]))
         for key in ("robust_accuracy", "robust_accuracy_at_most", "certified_accuracy"):
@@ -133,18 +117,20 @@ def _points(told: list[dict[str, Any]], found: list[dict[str, Any]]) -> Iterator
 
 def _stages(rows: list[dict[str, Any]], evidence: Evidence, known: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows with figures that can be; those of a stage's end are kept where they lie between the clean and the final one."""
-    found, differences = [], []
+    found, differences, before = [], [], dict[str, float]()
     for place, row in enumerate(rows):
         left = row["robust_accuracy_at_most"]
         if row["robust_accuracy"] is not None and row["robust_accuracy"] != left:
-            differences.append(f"summary.json gives stage {row['name'][:40]} two robust accuracies")
+            differences.append(f"summary.json: two robust accuracies of stage {row['name'][:40]}")
         if left is not None:
             value = number(row["eps"])
             end = evidence.robust_accuracy(value) if 0 <= value <= LARGEST else 0.0
             last = place == len(rows) - 1
-            if not end - 1e-9 <= left <= evidence.clean_accuracy() + 1e-9 or (last and abs(left - end) > 1e-9):
-                differences.append(f"summary.json says that stage {row['name'][:40]} leaves {left:.6g}, the columns give {end:.6g}")
+            most = before.get(row["eps"], evidence.clean_accuracy())
+            if not end - 1e-9 <= left <= most + 1e-9 or (last and abs(left - end) > 1e-9):
+                differences.append(f"summary.json: stage {row['name'][:40]} leaves {left:.6g} of {most:.6g}, the columns give {end:.6g}")
                 left = end
+            before[row["eps"]] = left
         kept = left if known and row["robust_accuracy"] is not None else None
         found.append({**row, "robust_accuracy": kept, "robust_accuracy_at_most": left})
     return found, differences
@@ -152,7 +138,7 @@ def _stages(rows: list[dict[str, Any]], evidence: Evidence, known: bool) -> tupl
 
 def _differs(key: str, told: Any, found: Any) -> Iterator[str]:
     if not _near(told, found):
-        yield f"{key}: summary.json says {_shown(told)}, the columns give {_shown(found)}"
+        yield f"summary.json: {key} is {_shown(told)}, the columns give {_shown(found)}"
 
 
 def _near(told: Any, found: Any) -> bool:
@@ -160,7 +146,7 @@ def _near(told: Any, found: Any) -> bool:
         return isinstance(told, dict) and all(key in told and _near(told[key], value) for key, value in found.items())
     if isinstance(found, list):
         return told is None or (len(told) == len(found) and all(_near(a, b) for a, b in zip(told, found)))
-    return told is None or found is None or bool(math.isclose(told, found, rel_tol=1e-6, abs_tol=1e-9))
+    return told is None or found is None or bool(math.isclose(told, found, rel_tol=1e-9, abs_tol=1e-9))
 
 
 def _shown(value: Any) -> str:

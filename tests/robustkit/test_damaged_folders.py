@@ -163,11 +163,11 @@ def test_a_forged_summary_is_told_and_not_shown(tmp_path: Path, capsys: pytest.C
     edit_summary(lambda summary: summary.update(forged))(folder)
     run = load_run(folder)
     assert all(run.summary[key] == true[key] for key in (*forged, "interval95", "curve"))
-    assert any("robust_accuracy: summary.json says 0.999, the columns give" in text for text in run.disagreements())
+    assert any("robust_accuracy is 0.999, the columns give" in text for text in run.disagreements())
     assert main(["show", "--json", str(folder)]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["robust_accuracy"] == true["robust_accuracy"]
-    assert "summary.json says 0.999" in shown.err
+    assert "robust_accuracy is 0.999" in shown.err
     assert "contradicts itself" not in (main(["show", str(synthetic_run(tmp_path / "other", n=50))]), capsys.readouterr().err)[1]
 
 

@@ -118,7 +118,7 @@ def honest(entry: Entry, changed: Mapping[str, np.ndarray[Any, Any]]) -> dict[st
     """The figures of a summary that fit changed columns: what a careful forger writes."""
     from fractions import Fraction
 
-    from robustkit.leaderboard.checking import as_evidence
+    from robustkit.report.columns import as_evidence
     from robustkit.spec import number
     from robustkit.summary import accuracies, curve, intervals
 
