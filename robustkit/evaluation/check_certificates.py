@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -20,7 +20,7 @@ from robustkit.guarantees import guarantee_class
 from robustkit.methods import Certifier, StatisticalCertifier
 from robustkit.numerics import PAD
 from robustkit.spec import Spec, parse
-from robustkit.verdict.evidence import Ints
+from robustkit.verdict.evidence import Bools, Ints
 from robustkit.verdict.proof import prove
 
 CLOSE = 0.8
@@ -59,18 +59,13 @@ class Certificates:
                 yield f"sample {int(mine[0])}: {method.spec} proves nothing deterministic ({len(mine)} such)"
                 continue
             try:
-                bound = method.bind(self.subject.classifier, self.subject.judge.threat)
+                good = proven_again(self.subject, own, method, mine, own["lower"][mine])
             except RobustkitError as problem:
                 self.left.append(f"{len(mine)} certificates of {method.spec}: {str(problem)[:120]}")
                 continue
-            for rows in self.subject.batches(len(mine)):
-                some = mine[rows]
-                x = self.subject.images(some).to(self.subject.classifier.device)
-                y, radius = (torch.from_numpy(own[key][some]).to(x.device) for key in ("label", "lower"))
-                good, _ = prove(bound, x, y, radius, scale=self.subject.judge.logits(x).abs().amax(1))
-                self.proven += int(good.sum())
-                for place in torch.nonzero(~good)[:, 0].tolist():
-                    yield (f"sample {int(some[place])}: {method.name} does not prove the claimed radius {own['lower'][some[place]]:.6g}")
+            self.proven += int(good.sum())
+            for sample in mine[~good].tolist():
+                yield f"sample {sample}: {method.name} does not prove the claimed radius {own['lower'][sample]:.6g}"
 
     def weaker(self, budgets: Sequence[float], at: Ints | None = None, seed: int | None = None) -> Iterator[str]:
         """Certificates of the other classes: each certifier that may have given them is run again.
@@ -101,7 +96,7 @@ class Certificates:
                 if method is None:
                     continue
                 try:
-                    again |= self._redone(method, claimed, radius, seed)
+                    again |= proven_again(self.subject, own, method, claimed, radius, seed)
                     tried = True
                 except RobustkitError as problem:
                     self.left.append(f"{len(claimed)} certificates of {method.spec}: {str(problem)[:120]}")
@@ -113,27 +108,6 @@ class Certificates:
                 yield f"sample {int(claimed[~again][0])}: its conditional certificate is not proven again ({lost} such)"
             elif lost and binomial.at_least(lost, len(claimed), LOST) < 0.01:
                 yield f"{lost} of {len(claimed)} statistical certificates did not come again"
-
-    def _redone(self, method: Certifier, at: Ints, radius: np.ndarray, seed: int | None) -> np.ndarray:
-        """(M,) bool: whether each radius is proven once more."""
-        subject, good = self.subject, []
-        device = subject.classifier.device
-        if isinstance(method, StatisticalCertifier):
-            sample = method.sample(subject.classifier, subject.judge.threat, secrets.randbits(31) if seed is None else seed)
-            for first in range(0, len(at), PAD):
-                some = at[first : first + PAD]
-                y, index = (torch.from_numpy(self.own[key][some]) for key in ("label", "index"))
-                eps = torch.from_numpy(radius[first : first + PAD])
-                found = sample(index, subject.images(some).to(device), y.to(device), eps, lambda: None)[0]
-                good.append((found.cpu() >= eps).numpy())
-            return np.concatenate(good)
-        bound = method.bind(subject.classifier, subject.judge.threat)
-        for rows in subject.batches(len(at)):
-            some = at[rows]
-            x = subject.images(some).to(device)
-            y, eps = torch.from_numpy(self.own["label"][some]).to(device), torch.from_numpy(radius[rows]).to(device)
-            good.append(prove(bound, x, y, eps, scale=subject.judge.logits(x).abs().amax(1))[0].cpu().numpy())
-        return np.concatenate(good)
 
     def _certifier(self, place: int, count: int) -> Certifier | None:
         """The certifier of a stage; None, and why in `left`, where there is none here."""
@@ -148,6 +122,38 @@ class Certificates:
             self.left.append(f"{count} certificates of {spec[:60]!a}: {str(problem)[:120]}")
             return None
         return method if isinstance(method, Certifier) else None
+
+
+def proven_again(
+    subject: Subject,
+    own: Arrays,
+    method: Certifier,
+    at: Ints,
+    radius: np.ndarray,
+    seed: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Bools:
+    """(M,) whether a certifier proves each radius (M,) of the samples at positions `at` once more.
+
+    Args:
+        seed: of new draws, by default one that nobody knew.
+        tick: called between parts; what it raises ends the work.
+    """
+    device, good = subject.classifier.device, []
+    if isinstance(method, StatisticalCertifier):
+        sample = method.sample(subject.classifier, subject.judge.threat, secrets.randbits(31) if seed is None else seed)
+        parts = [slice(first, first + PAD) for first in range(0, len(at), PAD)]
+    else:
+        bound, parts = method.bind(subject.classifier, subject.judge.threat), [*subject.batches(len(at))]
+    for part in parts:
+        tick()
+        index, y = (torch.from_numpy(own[key][at[part]]) for key in ("index", "label"))
+        x, y, eps = subject.images(at[part]).to(device), y.to(device), torch.from_numpy(radius[part])
+        if isinstance(method, StatisticalCertifier):
+            good.append(sample(index, x, y, eps, tick)[0].cpu() >= eps)
+        else:
+            good.append(prove(bound, x, y, eps.to(device), scale=subject.judge.logits(x).abs().amax(1))[0].cpu())
+    return torch.cat(good).numpy() if good else np.zeros(0, dtype=bool)
 
 
 def _reachable(radius: np.ndarray, budgets: Sequence[float]) -> np.ndarray:

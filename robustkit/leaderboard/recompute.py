@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from robustkit import registry
 from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput, RobustkitError
+from robustkit.evaluation.check_certificates import proven_again
 from robustkit.evaluation.untrusted_names import code_in
 from robustkit.guarantees import CLASSES, alpha_of, guarantee_class
 from robustkit.leaderboard.limits import Limits, TooMuch, pace
 from robustkit.leaderboard.manifest import Entry
 from robustkit.leaderboard.subject import Subject
-from robustkit.methods import Certifier, StatisticalCertifier
-from robustkit.numerics import PAD
+from robustkit.methods import Certifier
 from robustkit.spec import number, parse
 from robustkit.verdict.evidence import Bools, Ints
-from robustkit.verdict.proof import prove
 
 MOST = 3
 """Different certifiers of a weaker class that are tried: each is one more chance to err."""
@@ -94,11 +91,7 @@ class Recompute:
                 if method is None or tried == MOST:
                     continue
                 tried += 1
-                self.found.held[kind][rest] = (
-                    self._sampled(method, rest)
-                    if isinstance(method, StatisticalCertifier)
-                    else self._proven(method, rest, np.full(len(rest), self.budget))
-                )
+                self.found.held[kind][rest] = self._proven(method, rest, np.full(len(rest), self.budget))
             except RobustkitError as problem:
                 self._leave_out(len(rest), kind, spec, problem)
 
@@ -125,30 +118,7 @@ class Recompute:
 
     def _proven(self, method: Certifier | None, at: Ints, radius: np.ndarray) -> Bools:
         assert method is not None
-        subject, found = self.subject, np.zeros(len(at), dtype=bool)
-        bound = method.bind(subject.classifier, subject.judge.threat)
-        for rows in self._parts(len(at), next(iter(subject.batches(1 << 30))).stop):
-            x = subject.images(at[rows]).to(subject.classifier.device)
-            y = torch.from_numpy(self.columns["label"][at[rows]]).to(x.device)
-            eps = torch.from_numpy(radius[rows]).to(x.device)
-            found[rows] = prove(bound, x, y, eps, scale=subject.judge.logits(x).abs().amax(1))[0].cpu().numpy()
-        return found
-
-    def _sampled(self, method: StatisticalCertifier, at: Ints) -> Bools:
-        subject, found = self.subject, np.zeros(len(at), dtype=bool)
-        sample = method.sample(subject.classifier, subject.judge.threat, self.seed)
-        for rows in self._parts(len(at), PAD):
-            index, y = (torch.from_numpy(self.columns[key][at[rows]]) for key in ("index", "label"))
-            x = subject.images(at[rows]).to(subject.classifier.device)
-            eps = torch.full((len(y),), self.budget, dtype=torch.float64)
-            found[rows] = sample(index, x, y.to(x.device), eps, self._tick)[0].cpu().numpy() >= self.budget
-        return found
-
-    def _parts(self, count: int, rows: int) -> Iterator[slice]:
-        tick: Callable[[], None] = self._tick
-        for first in range(0, count, rows):
-            tick()
-            yield slice(first, min(count, first + rows))
+        return proven_again(self.subject, self.columns, method, at, radius, self.seed, self._tick)
 
     def _tick(self) -> None:
         self.limits.time(time.monotonic() - self.started, "computing certificates again")
