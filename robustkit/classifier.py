@@ -111,6 +111,8 @@ class Classifier:
         self.normalises = mean is not None or std is not None
         self.classes, self.input_shape = classes, input_shape
         self.spec, self.sha256, self.metadata = spec, sha256, dict(metadata or {})
+        self.logits_dtype = torch.float32
+        """Type of the logits as the model itself gives them, known after the first forward."""
         self.forwards = 0
         """Rows sent forward so far."""
         self.backwards = 0
@@ -134,6 +136,12 @@ class Classifier:
     def was_training(self) -> bool:
         """Whether any layer with a mode was handed over in training mode."""
         return bool(self.in_training)
+
+    @property
+    def half(self) -> bool:
+        """Whether weights or logits are of half precision: proofs in real arithmetic then say little about the model as deployed."""
+        weights = self.module.parameters() if isinstance(self.module, nn.Module) else ()
+        return any(t in (torch.float16, torch.bfloat16) for t in (self.logits_dtype, *(w.dtype for w in weights)))
 
     def normalise(self, x: Tensor) -> Tensor:
         """What the network itself is fed: always a tensor of its own, into which it may write."""
@@ -200,7 +208,9 @@ class Classifier:
     def logits(self, x: Tensor) -> Tensor:
         """Logits (N,K) float32, without gradients."""
         with torch.no_grad():
-            return self.forward(x.to(self.device)).float()
+            found = self.forward(x.to(self.device))
+        self.logits_dtype = found.dtype
+        return found.float()
 
     __call__ = logits
 

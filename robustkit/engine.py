@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from robustkit.batch_size import BatchSize, check_batch
 from robustkit.classifier import Classifier, pick_device
 from robustkit.clock import Clock, seconds
+from robustkit.core.comparisons import RULE
+from robustkit.core.identity import identity
 from robustkit.data import Data, as_data, load_data
+from robustkit.data.dataset import hash_arrays
 from robustkit.errors import BadInput, unknown
 from robustkit.memory import keep_freed_memory
 from robustkit.methods import Attack, Certifier
@@ -127,14 +130,19 @@ def evaluate(
     stages, refused = _fitting(stages, classifier, threat_, images.images(slice(0, 1)), proving=suite == "certify")
 
     specification = {
-        "model": {"spec": _model_name(classifier), "sha256": classifier.sha256 or _weights_digest(classifier)},
-        "data": {"spec": images.spec, "digest": images.digest},
+        "model": {
+            "spec": _model_name(classifier),
+            "sha256": classifier.sha256 or _weights_digest(classifier),
+            "identity": identity(classifier.original, classifier.mean, classifier.std),
+        },
+        "data": {"spec": images.spec, "digest": images.digest, "values": hash_arrays(images.values, images.y)},
         "threat": str(threat_.spec),
         "eps": [number_text(e) for e in budgets],
         "goal": goal,
         "labels": labels,
         "stages": [s.describe() for s in stages],
         "seed": seed,
+        "judge": RULE,
     } | ({"threat_version": threat_.version} if threat_.version > 1 else {})
     folder = Path(out) if out is not None else _folder(specification, resumes=classifier.sha256 is not None)
     store = Store(folder)

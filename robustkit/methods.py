@@ -46,6 +46,8 @@ class Rows:
     """int64 random key of the row."""
     steps: Tensor
     """int64 steps taken so far."""
+    scale: Tensor
+    """float32 power of two by which logits are multiplied before a loss is asked for; 1 for most."""
 
     def __len__(self) -> int:
         return len(self.index)

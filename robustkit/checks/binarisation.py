@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import streams
+from robustkit.attacks.noise import outermost
 from robustkit.batch_size import auto_batch
-from robustkit.checks.masked_gradients import outermost
 from robustkit.checks.probe import Finding, Probe, Verdict, finding
 from robustkit.classifier import Classifier, frozen_copy
 from robustkit.errors import BadInput

@@ -29,9 +29,10 @@ from robustkit.errors import first_line
 from robustkit.methods import Attack
 from robustkit.numerics import PAD
 from robustkit.plan import Stage
+from robustkit.search.loss_scale import loss_scale
 from robustkit.sharing import ALONE, Sharing
 from robustkit.spec import build
-from robustkit.verdict.evidence import Evidence
+from robustkit.verdict.evidence import Bools, Evidence
 from robustkit.verdict.judge import Judge
 
 ENOUGH = 200
@@ -56,6 +57,9 @@ class Examination:
     off: bool = False
     """Look at what costs nothing only."""
     sharing: Sharing = ALONE
+    after: bool = False
+    """Made once more, after the run has answered findings that its attacks were blind: checks of what gradient
+    attacks see then look at open samples only, and pass where hardly any is left."""
 
     def run(self) -> list[Finding]:
         """All findings, in a fixed order."""
@@ -171,14 +175,20 @@ class Examination:
         return "pass", "two forwards of the same images agree", ""
 
     def zero_gradients(self) -> Verdict:
+        if self._settled:
+            return self._nothing_left()
         classifier, threat = self.judge.classifier, self.judge.threat
-        x, y = self.probe.images(), self.probe.labels()
+        where = torch.from_numpy(self._looked_at).to(classifier.device)
+        x, y = self.probe.images()[where], self.probe.labels()[where]
         largest: list[Tensor] = []
         for i in range(0, len(x), PAD):
             rows, label = x[i : i + PAD], y[i : i + PAD, None]
+            clean = self.logits[torch.from_numpy(self.probe.at[i : i + PAD])].to(x.device)
+            scale = torch.ones(len(clean), device=x.device) if classifier.random else loss_scale(clean)
 
-            def cross_entropy(image: Tensor, label: Tensor = label) -> Tensor:
+            def cross_entropy(image: Tensor, label: Tensor = label, scale: Tensor = scale) -> Tensor:
                 logits = classifier.surrogate(image) if classifier.surface.surrogate else classifier.forward(image)
+                logits = logits * scale[:, None]
                 return logits.logsumexp(1) - logits.gather(1, label)[:, 0]
 
             try:
@@ -192,17 +202,20 @@ class Examination:
             largest.append(gradient.flatten(1).abs().amax(1))
         zero = float((torch.cat(largest) == 0).double().mean())
         if zero > NET:
+            of = f"the {len(x)} probe samples that are left" if self.after else "the probe"
             return (
                 "error",
-                f"the gradient is exactly zero for {zero:.0%} of the probe: gradient attacks see nothing",
+                f"the gradient is exactly zero for {zero:.0%} of {of}: gradient attacks see nothing",
                 "use black-box attacks, a differentiable surrogate, or loss=margin; rescale saturated logits",
             )
         return "pass", f"the gradient is zero for {zero:.0%} of the probe", ""
 
     def converged(self) -> Verdict:
+        if self._settled:
+            return self._nothing_left()
         stronger = self._stronger(self.used)
         before = self.probe.broken
-        gains = int(self.probe.attack(stronger, among=~before).sum())
+        gains = int((self.probe.attack(stronger, among=~before) & ~before).sum())
         losses = self.probe.misses(stronger, before, gains)
         if losses is not None and flagged(gains, losses, len(self.probe)):
             message = f"{stronger.spec} breaks {gains} of {len(self.probe)} probe samples that the run did not"
@@ -212,16 +225,31 @@ class Examination:
     def unbounded(self) -> Verdict:
         if not self.judge.threat.reaches_every_image:
             return "skipped", f"threat {self.judge.threat.name} does not reach every image, whatever its budget", ""
-        most = self.judge.threat.unbounded(self.data.shape)
+        if self._settled:
+            return self._nothing_left()
+        most, where = self.judge.threat.unbounded(self.data.shape), self._looked_at
         attack = registry.make("attack", "pgd:steps=40,restarts=2")
-        left = int((~self.probe.attack(attack, float_below(most))).sum())
-        if flagged(left, 0, len(self.probe)):
+        left = int((where & ~self.probe.attack(attack, float_below(most), among=where)).sum())
+        if flagged(left, 0, int(where.sum())):
             return (
                 "error",
-                f"{left} of {len(self.probe)} probe samples survive an unbounded budget, where every image is allowed",
+                f"{left} of {int(where.sum())} probe samples survive an unbounded budget, where every image is allowed",
                 "the gradients mislead the attack: use black-box attacks or an attack adapted to the defense",
             )
-        return "pass", f"{left} of {len(self.probe)} probe samples survive an unbounded budget", ""
+        return "pass", f"{left} of {int(where.sum())} probe samples survive an unbounded budget", ""
+
+    @property
+    def _looked_at(self) -> Bools:
+        """(P,) the probe's samples that say whether gradient attacks see anything."""
+        return self.probe.open if self.after else np.ones(len(self.probe), dtype=bool)
+
+    @property
+    def _settled(self) -> bool:
+        """Whether so few of them are left that it does not matter."""
+        return self.after and int(self.probe.open.sum()) < NET * len(self.probe)
+
+    def _nothing_left(self) -> Verdict:
+        return "pass", f"attacks and proofs have left {int(self.probe.open.sum())} of {len(self.probe)} probe samples", ""
 
     def _stronger(self, used: Sequence[Attack]) -> Attack:
         """The run's cheapest gradient attack that stays within the budget (else its cheapest at all) with twice
