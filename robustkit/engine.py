@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustkit.batch_size import BatchSize, check_batch
+from robustkit.checks.asking import objection
 from robustkit.classifier import Classifier, pick_device
 from robustkit.clock import Clock, seconds
 from robustkit.core.comparisons import RULE
@@ -28,6 +29,7 @@ from robustkit.memory import keep_freed_memory
 from robustkit.methods import Attack, Certifier
 from robustkit.models import load_model
 from robustkit.models.weights import state_digest
+from robustkit.numerics import PAD
 from robustkit.plan import Stage, certifiers_of, check_guarantees, make_plan, with_sound, with_surface, without
 from robustkit.pool import pool_of
 from robustkit.run import Evaluation as Evaluation
@@ -127,7 +129,10 @@ def evaluate(
     if (goal == "accepted-error") and not classifier.surface.rejects:
         raise BadInput("goal accepted-error is for models that reject: declare adaptive_surface with rejects=True, or use goal untargeted")
     stages = with_surface(stages, classifier.surface, adaptive == "auto")
-    stages, refused = _fitting(stages, classifier, threat_, images.images(slice(0, 1)), proving=suite == "certify")
+    if suite == "certify" and classifier.switched:
+        what = f"a forward sets {', '.join(classifier.switched[:3])} to training mode"
+        raise BadInput(f"{what}, where something else is computed than is certified: leave train() out of it")
+    stages, refused = _fitting(stages, classifier, threat_, images.images(slice(0, PAD)), proving=suite == "certify")
 
     specification = {
         "model": {
@@ -181,8 +186,9 @@ def certify(
         raise BadInput(f"no method is named: leave it out for {CASCADE}, or name one (see: robustkit list certifiers)")
     where = {"device": pick_device(options.get("device", "auto")), "allow_code": options.get("allow_code", False)}
     classifier = load_model(DEFAULT_MODEL if model is None else model, **where)
-    if classifier.was_training:
-        raise BadInput("the model is in train mode, where batch norm and dropout compute something else: call model.eval() first")
+    if classifier.in_training:
+        layers = ", ".join(classifier.in_training[:3]) + (", ..." if len(classifier.in_training) > 3 else "")
+        raise BadInput(f"layers in training mode compute something else than in eval mode ({layers}): call model.eval() first")
     own = getattr(classifier.module, "certifier", None)
     if given == [CASCADE] and own is not None:
         methods = certifiers_of([own])
@@ -198,12 +204,14 @@ def certify(
 def _fitting(
     stages: list[Stage], classifier: Classifier, threat: Threat, x: Tensor, *, proving: bool
 ) -> tuple[list[Stage], dict[str, str]]:
-    """The stages that can work on this model, tried on one image x, and why others of a suite cannot.
+    """The stages that can work on this model, tried on the first of a few images x (R,C,H,W), and why others of a suite cannot.
 
     What the user asked for by name has to fit: its BadInput is raised here, before the work begins; so
     is one where a certifier is asked for (`proving`) and none of the suite fits.
     """
     refused: dict[str, str] = {}
+    proves = any(isinstance(stage.method, Certifier) for stage in stages)
+    against = objection(classifier, x) if proves else ""
     for stage in stages:
         method = stage.method
         if stage.label in refused:
@@ -212,7 +220,9 @@ def _fitting(
             if isinstance(method, Attack):
                 method.attempts(classifier.classes or 0)
             else:
-                method.fits(classifier, threat, x)
+                if against:
+                    raise BadInput(f"{against}: no certificate can be about such a model")
+                method.fits(classifier, threat, x[:1])
         except BadInput as problem:
             if not stage.optional:
                 raise

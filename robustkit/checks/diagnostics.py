@@ -19,19 +19,23 @@ import torch
 from torch import Tensor
 
 from robustkit import registry
-from robustkit.batch_size import BatchSize
+from robustkit.batch_size import BatchSize, batch_rows
 from robustkit.binomial import at_least
+from robustkit.checks.answers import Answers
+from robustkit.checks.asking import CLEARLY, Asking, left_behind
 from robustkit.checks.masked_gradients import Comparisons
 from robustkit.checks.probe import LEVEL, NET, Finding, Probe, Verdict, finding, flagged
 from robustkit.core.comparisons import float_below
+from robustkit.core.modes import layers_in_training
 from robustkit.data import Data
 from robustkit.errors import first_line
 from robustkit.methods import Attack
-from robustkit.numerics import PAD
+from robustkit.numerics import PAD, padded
 from robustkit.plan import Stage
 from robustkit.search.loss_scale import loss_scale
 from robustkit.sharing import ALONE, Sharing
 from robustkit.spec import build
+from robustkit.streams import row_keys
 from robustkit.verdict.evidence import Bools, Evidence
 from robustkit.verdict.judge import Judge
 
@@ -64,8 +68,8 @@ class Examination:
     def run(self) -> list[Finding]:
         """All findings, in a fixed order."""
         compare = Comparisons(self.probe, self.stages)
-        always = [self.enough_samples, self.training_data, self.clean_accuracy, self.train_mode]
-        of_the_probe = [self.softmax, self.repeatable, self.zero_gradients, compare.finite_differences]
+        always = [self.enough_samples, self.training_data, self.clean_accuracy, self.mode_of_layers]
+        of_the_probe = [self.softmax, self.repeatable, self.batch, self.state, self.zero_gradients, compare.finite_differences]
         of_attacks = [
             self.converged,
             self.unbounded,
@@ -144,10 +148,18 @@ class Examination:
             )
         return "pass", f"clean accuracy {right / count:.3f} is above chance", ""
 
-    def train_mode(self) -> Verdict:
-        if self.judge.classifier.was_training:
-            message = "the model was handed over in train mode; it was evaluated in eval mode"
-            return "warn", message, "call model.eval() before handing it over"
+    def mode_of_layers(self) -> Verdict:
+        classifier = self.judge.classifier
+        held = layers_in_training(classifier.module)
+        if held:
+            message = f"a forward sets {_few(held)} to training mode, and could not be held in eval mode"
+            return "error", message, "leave train() and training out of forward: no figure is about the model in eval mode"
+        if classifier.switched:
+            message = f"a forward sets {_few(classifier.switched)} to training mode; the model was evaluated with all layers in eval mode"
+            return "warn", message, "leave train() out of forward"
+        if classifier.in_training:
+            message = f"handed over in training mode: {_few(classifier.in_training)}; the model was evaluated with all layers in eval mode"
+            return "warn", message, "call model.eval() before handing it over, and nothing.train() behind it"
         return "pass", "eval mode", ""
 
     def softmax(self) -> Verdict:
@@ -162,17 +174,58 @@ class Examination:
     def repeatable(self) -> Verdict:
         if self.judge.classifier.random:
             return "pass", "the model declares that it is random; it was judged by votes of fresh draws", ""
-        x = self.probe.images()
-        first, second = self.judge.logits(x), self.judge.logits(x)
-        scale = 1 + float(first.abs().max())
-        apart = float((first - second).abs().max())
-        if not apart <= 1e-4 * scale:
-            return (
-                "error",
-                f"two forwards of the same images differ by {apart:.3g}: the model is random or keeps state",
-                "turn randomness off, or evaluate it as a random model with repeated draws; one lucky draw is no robustness",
-            )
+        if self._repeats:
+            cure = "turn randomness off, or declare it (Surface(random='vote')): it is then judged by repeated draws; one lucky draw is no robustness"
+            return "error", self._repeats, cure
         return "pass", "two forwards of the same images agree", ""
+
+    def batch(self) -> Verdict:
+        if self.judge.classifier.random:
+            return "skipped", "the answers of a random model are shares of votes", ""
+        if self._repeats:
+            return "skipped", "the model does not even repeat its answer in the same batch", ""
+        rows = min(batch_rows(self.batch_size, self.data.shape, self.judge.classifier.device), padded(len(self.data)))
+        beside = self.data.images(slice(0, rows)).to(self.judge.classifier.device)
+        status, message = self._asking.batch(rows, beside, single=len(self.probe) + PAD)
+        cure = {
+            "error": "answer every image by itself: no softmax, mean or statistics over the batch (dim 0), no look at its size",
+            "warn": "keep the dimension of the batch also where it is 1 (no squeeze() without a dimension)",
+        }
+        return status, message, cure.get(status, "")
+
+    def state(self) -> Verdict:
+        if self.judge.classifier.random:
+            return "skipped", "a random model draws anew in every forward", ""
+        kept = self._asking.remembers()
+        found = left_behind(kept) if kept else ""
+        if not found and not self._repeats:
+            found = self._asking.looks_at() or self._asked_before
+        if found:
+            cure = "answer every image by what it shows, not by what was asked before or how: no counters, statistics or switches in forward"
+            return "error", found, cure
+        return "pass", "nothing but the image changes an answer: no call, no gradient mode, no dtype", ""
+
+    @cached_property
+    def _asking(self) -> Asking:
+        """Asks about the probe's images, and about one random point in the ball of each."""
+        probe, threat = self.probe, self.judge.threat
+        x = probe.images()
+        keys = row_keys(self.seed, "asked otherwise", self.data.index[torch.from_numpy(probe.at)]).to(x.device)
+        eps = torch.full((len(x),), probe.budget, dtype=torch.float64, device=x.device)
+        return Asking(self.judge.classifier, torch.cat([x, threat.apply(x, threat.random(x, eps, keys))]))
+
+    @cached_property
+    def _repeats(self) -> str:
+        return self._asking.repeats()
+
+    @property
+    def _asked_before(self) -> str:
+        """Whether the run's clean pass, before all its other calls, had other answers than the same images get now."""
+        then = self.logits[torch.from_numpy(self.probe.at)]
+        now = self._asking.answers.logits[: len(then)].cpu()
+        before = Answers(then, self.judge.classifier.half)
+        count = int((before.decided_otherwise(now) | before.moved(now, CLEARLY)).sum())
+        return f"{count} of {len(then)} images get another answer than in the run's first pass" if count else ""
 
     def zero_gradients(self) -> Verdict:
         if self._settled:
@@ -263,6 +316,10 @@ class Examination:
         found = registry.make("attack", "pgd:steps=100,restarts=5")
         assert isinstance(found, Attack)
         return found
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _exact(value: Any) -> Any:

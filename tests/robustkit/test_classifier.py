@@ -197,7 +197,7 @@ def test_normalisation_is_inside() -> None:
     assert torch.allclose(Classifier(module, mean=[0.5]).logits(x), module(x - 0.5))
     assert torch.allclose(Classifier(module, std=[0.5]).logits(x), module(x * 2))
     fed = Classifier(module).normalise(x)
-        assert torch.equal(fed, x) and fed.data_ptr() != x.data_ptr()  # a tensor into which the model may write
+    assert torch.equal(fed, x) and fed.data_ptr() != x.data_ptr()  # a tensor into which the model may write
     model.check(x)
 
 
