@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustkit.core.modes import hold_eval, layers_in_training
+from robustkit.core.modes import hold_eval, layers_in_training, statistics
 from robustkit.errors import BadInput, Missing, first_line
 from robustkit.fastnorm import FoldedNetwork
 from robustkit.memory import out_of_memory
@@ -236,6 +236,7 @@ class Classifier:
             raise BadInput(f"{takes}, the data has {tuple(x.shape[1:])}: choose data of the model's size")
         if self.mean.shape[1] not in (1, x.shape[1]):
             raise BadInput(f"mean/std have {self.mean.shape[1]} channels, the images {x.shape[1]}: give one value per channel")
+        kept = statistics(self.module) if isinstance(self.module, nn.Module) else []
         try:
             found = self._first(x)
         except Exception as problem:  # whatever a user's forward raises is the user's to read, in one line
@@ -252,6 +253,8 @@ class Classifier:
         if isinstance(self.module, nn.Module) and layers_in_training(self.module):
             self.switched = hold_eval(self.module)
             self.searcher = self.module
+            for buffer, before in kept:  # the user's own
+                buffer.copy_(before)
         if isinstance(self.searcher, FoldedNetwork) and not self._searches_as_it_answers(x.to(self.device)):
             self.searcher = self.module
         if y is not None and len(y) and (int(y.max()) >= self.classes or int(y.min()) < 0):

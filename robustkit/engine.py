@@ -17,7 +17,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustkit.batch_size import BatchSize, check_batch
-from robustkit.checks.asking import objection
 from robustkit.classifier import Classifier, pick_device
 from robustkit.clock import Clock, seconds
 from robustkit.core.comparisons import RULE
@@ -28,6 +27,7 @@ from robustkit.errors import BadInput, unknown
 from robustkit.memory import keep_freed_memory
 from robustkit.methods import Attack, Certifier
 from robustkit.models import load_model
+from robustkit.models.asking import objection, refuse_training_mode
 from robustkit.models.weights import state_digest
 from robustkit.numerics import PAD
 from robustkit.plan import Stage, certifiers_of, check_guarantees, make_plan, with_sound, with_surface, without
@@ -129,9 +129,8 @@ def evaluate(
     if (goal == "accepted-error") and not classifier.surface.rejects:
         raise BadInput("goal accepted-error is for models that reject: declare adaptive_surface with rejects=True, or use goal untargeted")
     stages = with_surface(stages, classifier.surface, adaptive == "auto")
-    if suite == "certify" and classifier.switched:
-        what = f"a forward sets {', '.join(classifier.switched[:3])} to training mode"
-        raise BadInput(f"{what}, where something else is computed than is certified: leave train() out of it")
+    if suite == "certify":
+        refuse_training_mode(classifier)
     stages, refused = _fitting(stages, classifier, threat_, images.images(slice(0, PAD)), proving=suite == "certify")
 
     specification = {
@@ -186,9 +185,7 @@ def certify(
         raise BadInput(f"no method is named: leave it out for {CASCADE}, or name one (see: robustkit list certifiers)")
     where = {"device": pick_device(options.get("device", "auto")), "allow_code": options.get("allow_code", False)}
     classifier = load_model(DEFAULT_MODEL if model is None else model, **where)
-    if classifier.in_training:
-        layers = ", ".join(classifier.in_training[:3]) + (", ..." if len(classifier.in_training) > 3 else "")
-        raise BadInput(f"layers in training mode compute something else than in eval mode ({layers}): call model.eval() first")
+    refuse_training_mode(classifier)
     own = getattr(classifier.module, "certifier", None)
     if given == [CASCADE] and own is not None:
         methods = certifiers_of([own])
@@ -210,8 +207,7 @@ def _fitting(
     is one where a certifier is asked for (`proving`) and none of the suite fits.
     """
     refused: dict[str, str] = {}
-    proves = any(isinstance(stage.method, Certifier) for stage in stages)
-    against = objection(classifier, x) if proves else ""
+    against = objection(classifier, x) if any(isinstance(stage.method, Certifier) for stage in stages) else ""
     for stage in stages:
         method = stage.method
         if stage.label in refused:

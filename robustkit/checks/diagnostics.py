@@ -21,20 +21,21 @@ from torch import Tensor
 from robustkit import registry
 from robustkit.batch_size import BatchSize, batch_rows
 from robustkit.binomial import at_least
-from robustkit.checks.answers import Answers
-from robustkit.checks.asking import CLEARLY, Asking, left_behind
 from robustkit.checks.masked_gradients import Comparisons
 from robustkit.checks.probe import LEVEL, NET, Finding, Probe, Verdict, finding, flagged
+from robustkit.core.answers import Answers
 from robustkit.core.comparisons import float_below
 from robustkit.core.modes import layers_in_training
 from robustkit.data import Data
 from robustkit.errors import first_line
 from robustkit.methods import Attack
+from robustkit.models.asking import CLEARLY, Asking, few, left_behind
 from robustkit.numerics import PAD, padded
 from robustkit.plan import Stage
 from robustkit.search.loss_scale import loss_scale
 from robustkit.sharing import ALONE, Sharing
 from robustkit.spec import build
+from robustkit.store import UNIT
 from robustkit.streams import row_keys
 from robustkit.verdict.evidence import Bools, Evidence
 from robustkit.verdict.judge import Judge
@@ -152,13 +153,13 @@ class Examination:
         classifier = self.judge.classifier
         held = layers_in_training(classifier.module)
         if held:
-            message = f"a forward sets {_few(held)} to training mode, and could not be held in eval mode"
+            message = f"a forward sets {few(held)} to training mode, and could not be held in eval mode"
             return "error", message, "leave train() and training out of forward: no figure is about the model in eval mode"
         if classifier.switched:
-            message = f"a forward sets {_few(classifier.switched)} to training mode; the model was evaluated with all layers in eval mode"
+            message = f"a forward sets {few(classifier.switched)} to training mode; the model was evaluated with all layers in eval mode"
             return "warn", message, "leave train() out of forward"
         if classifier.in_training:
-            message = f"handed over in training mode: {_few(classifier.in_training)}; the model was evaluated with all layers in eval mode"
+            message = f"handed over in training mode: {few(classifier.in_training)}; the model was evaluated with all layers in eval mode"
             return "warn", message, "call model.eval() before handing it over, and nothing.train() behind it"
         return "pass", "eval mode", ""
 
@@ -175,7 +176,9 @@ class Examination:
         if self.judge.classifier.random:
             return "pass", "the model declares that it is random; it was judged by votes of fresh draws", ""
         if self._repeats:
-            cure = "turn randomness off, or declare it (Surface(random='vote')): it is then judged by repeated draws; one lucky draw is no robustness"
+            cure = (
+                "turn randomness off, or declare it (Surface(random='vote')), to be judged by many draws; one lucky draw proves nothing"
+            )
             return "error", self._repeats, cure
         return "pass", "two forwards of the same images agree", ""
 
@@ -184,9 +187,14 @@ class Examination:
             return "skipped", "the answers of a random model are shares of votes", ""
         if self._repeats:
             return "skipped", "the model does not even repeat its answer in the same batch", ""
-        rows = min(batch_rows(self.batch_size, self.data.shape, self.judge.classifier.device), padded(len(self.data)))
+        rows = self._rows
         beside = self.data.images(slice(0, rows)).to(self.judge.classifier.device)
         status, message = self._asking.batch(rows, beside, single=len(self.probe) + PAD)
+        then, now = self.logits[torch.from_numpy(self.probe.at)], self._asking.answers.logits[: len(self.probe)].cpu()
+        count = 0 if self._asked_before else int(self._otherwise(then, now).sum())
+        if count and status != "error":
+            where = f"in a batch of {padded(2 * len(then))}, than in the run's of {rows}"
+            status, message = "error", f"{count} of {len(then)} images get another answer {where}"
         cure = {
             "error": "answer every image by itself: no softmax, mean or statistics over the batch (dim 0), no look at its size",
             "warn": "keep the dimension of the batch also where it is 1 (no squeeze() without a dimension)",
@@ -201,7 +209,7 @@ class Examination:
         if not found and not self._repeats:
             found = self._asking.looks_at() or self._asked_before
         if found:
-            cure = "answer every image by what it shows, not by what was asked before or how: no counters, statistics or switches in forward"
+            cure = "answer every image by what it shows, not by what was asked before or how: no counters or switches in forward"
             return "error", found, cure
         return "pass", "nothing but the image changes an answer: no call, no gradient mode, no dtype", ""
 
@@ -218,14 +226,23 @@ class Examination:
     def _repeats(self) -> str:
         return self._asking.repeats()
 
-    @property
+    @cached_property
     def _asked_before(self) -> str:
-        """Whether the run's clean pass, before all its other calls, had other answers than the same images get now."""
-        then = self.logits[torch.from_numpy(self.probe.at)]
-        now = self._asking.answers.logits[: len(then)].cpu()
+        """Whether the first batch of the run, before all its other calls, was answered otherwise than the same batch is now."""
+        rows = min(self._rows, UNIT, len(self.data))
+        now = self.judge.logits(self.data.images(slice(0, rows)).to(self.judge.classifier.device)).cpu()
+        count = int(self._otherwise(self.logits[:rows], now).sum())
+        return f"{count} of the run's first {rows} images get another answer than at its beginning" if count else ""
+
+    @property
+    def _rows(self) -> int:
+        """Rows in a batch of the run."""
+        return min(batch_rows(self.batch_size, self.data.shape, self.judge.classifier.device), padded(len(self.data)))
+
+    def _otherwise(self, then: Tensor, now: Tensor) -> Tensor:
+        """(R,) bool: which answers (R,K) have changed."""
         before = Answers(then, self.judge.classifier.half)
-        count = int((before.decided_otherwise(now) | before.moved(now, CLEARLY)).sum())
-        return f"{count} of {len(then)} images get another answer than in the run's first pass" if count else ""
+        return before.decided_otherwise(now) | before.moved(now, CLEARLY)
 
     def zero_gradients(self) -> Verdict:
         if self._settled:
@@ -236,7 +253,7 @@ class Examination:
         largest: list[Tensor] = []
         for i in range(0, len(x), PAD):
             rows, label = x[i : i + PAD], y[i : i + PAD, None]
-            clean = self.logits[torch.from_numpy(self.probe.at[i : i + PAD])].to(x.device)
+            clean = self.logits[torch.from_numpy(self.probe.at[self._looked_at][i : i + PAD])].to(x.device)
             scale = torch.ones(len(clean), device=x.device) if classifier.random else loss_scale(clean)
 
             def cross_entropy(image: Tensor, label: Tensor = label, scale: Tensor = scale) -> Tensor:
@@ -316,10 +333,6 @@ class Examination:
         found = registry.make("attack", "pgd:steps=100,restarts=5")
         assert isinstance(found, Attack)
         return found
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _exact(value: Any) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import CodeType, FunctionType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-_WITHOUT = ("torch.nn.modules.transformer", "torch.nn.parallel", "torch._", "torch.fx", "torch.jit", "robustkit.models.archives")
+_WITHOUT = ("torch.nn.modules.transformer", "torch.nn.parallel", "torch._", "torch.fx", "robustkit.models.archives")
 """Modules of layers that read their mode only to choose a faster way, or to hand it on."""
 
 
@@ -28,10 +28,8 @@ def has_mode(layer: nn.Module) -> bool:
         return layer.dropout > 0
     if isinstance(layer, nn.RReLU):
         return layer.lower != layer.upper
-    if type(layer).__module__.startswith(
-        ("torch.nn.modules.transformer", "torch.nn.parallel", "torch._", "torch.fx", "robustkit.models.archives")
-    ):
-        return False  # they read their mode to choose a faster way, or hand it on
+    if type(layer).__module__.startswith(_WITHOUT):
+        return False
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return True
     return any(_looks(kind) for kind in type(layer).__mro__ if kind not in nn.Module.__mro__)
@@ -52,6 +50,11 @@ def _function(member: Any) -> FunctionType | None:
 
 def _names(code: CodeType, word: str) -> bool:
     return word in code.co_names or any(isinstance(part, CodeType) and _names(part, word) for part in code.co_consts)
+
+
+def statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The buffers of the layers with a mode, and copies: a forward in training mode overwrites them."""
+    return [(buffer, buffer.clone()) for part in model.modules() if has_mode(part) for buffer in part.buffers(recurse=False)]
 
 
 def hold_eval(model: nn.Module) -> list[str]:

@@ -37,7 +37,7 @@ _LIBRARIES = {"torch", "torchvision", "numpy", "scipy", "sklearn", "robustkit", 
 """Packages whose own functions and classes are not looked into."""
 
 _WORDS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_PLACES = (itertools.count, itertools.cycle, type(iter([])), type(iter(())), type(iter(range(1))))
+_PLACES: tuple[type, ...] = (itertools.count, itertools.cycle, type(iter([])), type(iter(())), type(iter(range(1))))
 """Iterators whose place can be read."""
 
 Snapshot = dict[str, Any]
@@ -103,7 +103,7 @@ def _array(value: Tensor | np.ndarray[Any, Any]) -> Any:
             return "meta"
         if isinstance(value, nn.Parameter) or found.numel() > CLONED:
             flat = found.cpu().contiguous().flatten()
-            return tuple(found.shape), zlib.crc32(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+            return tuple(found.shape), zlib.crc32(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
         return found.clone()
     except (RuntimeError, TypeError, ValueError, NotImplementedError):  # quantised, sparse, texts: only that it is there
         return type(value).__name__

@@ -18,6 +18,7 @@ from robustkit.evaluation.subject import Subject
 from robustkit.evaluation.untrusted_names import code_in
 from robustkit.guarantees import guarantee_class
 from robustkit.methods import Certifier, StatisticalCertifier
+from robustkit.models.asking import refuse_other_answers
 from robustkit.numerics import PAD
 from robustkit.spec import Spec, parse
 from robustkit.verdict.evidence import Bools, Ints
@@ -144,6 +145,7 @@ def proven_again(
         sample = method.sample(subject.classifier, subject.judge.threat, secrets.randbits(31) if seed is None else seed)
         parts = [slice(first, first + PAD) for first in range(0, len(at), PAD)]
     else:
+        refuse_other_answers(subject.classifier, subject.images(at[:PAD]))
         bound, parts = method.bind(subject.classifier, subject.judge.threat), [*subject.batches(len(at))]
     for part in parts:
         tick()

@@ -17,6 +17,7 @@ from robustkit.core.comparisons import float_below
 from robustkit.data import check_images
 from robustkit.errors import BadInput
 from robustkit.methods import Bound, Certificate, Certifier, StatisticalCertifier
+from robustkit.models.asking import refuse
 from robustkit.numerics import exact_mode, pad_rows, padded
 from robustkit.threats import Threat, load_threat
 from robustkit.verdict.goals import Goal
@@ -123,6 +124,7 @@ def certify_images(
     certifier.accepts(threat)
     classifier = model if isinstance(model, Classifier) else as_classifier(model, device=pick_device(device))
     classifier.check(x[:1], labelled)
+    refuse(classifier, x)
     judge = Judge(classifier, threat, Goal("untargeted"))
     sampled = certifier.sample(classifier, threat, 0) if isinstance(certifier, StatisticalCertifier) else None
     bound: Bound = certifier.bind(classifier, threat) if sampled is None else lambda x, y, eps: eps

@@ -7,8 +7,7 @@ certifiers speak of different models, and no figure is about the one that is dep
 from __future__ import annotations
 
 import random
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustkit.checks.answers import Answers, apart
 from robustkit.classifier import Classifier, frozen_copy
+from robustkit.core.answers import Answers, apart
 from robustkit.core.state import changed, snapshot
-from robustkit.errors import first_line
+from robustkit.errors import BadInput, first_line
 from robustkit.memory import out_of_memory
 from robustkit.numerics import PAD, exact_mode, pad_rows, padded
 
@@ -100,7 +99,7 @@ class Asking:
     def _in_batches(self, x: Tensor, rows: int, beside: Tensor) -> Tensor:
         """(R,K) answers in batches of so many rows, filled up with other images behind them."""
         found = []
-        for part in x.split(rows):
+        for part in torch.split(x, rows):
             other = beside[torch.arange(rows - len(part), device=x.device) % len(beside)] if len(part) < rows else part[:0]
             with exact_mode():
                 found.append(self.classifier.logits(torch.cat([part, other]))[: len(part)])
@@ -108,7 +107,7 @@ class Asking:
 
     def _alone(self, single: int) -> Tensor:
         with exact_mode():
-            answers = [self.classifier.logits(row) for row in self.x[:single].split(1)]
+            answers = [self.classifier.logits(row) for row in torch.split(self.x[:single], 1)]
         if any(answer.shape != answers[0].shape or answer.dim() != 2 for answer in answers):
             raise ValueError(f"it returns {tuple(answers[0].shape)} for one image")
         return torch.cat(answers)
@@ -156,8 +155,22 @@ class Asking:
         return self.classifier.through(network, fed)[: len(self.x)].detach().float()
 
 
+def refuse(classifier: Classifier, x: Tensor) -> None:
+    """Raises BadInput where no proof can be about the model as deployed, asked about the first of images x (R,C,H,W):
+    layers in training mode, state, answers that depend on how they are asked for."""
+    refuse_training_mode(classifier)
+    refuse_other_answers(classifier, x)
+
+
+def refuse_other_answers(classifier: Classifier, x: Tensor) -> None:
+    """Raises BadInput where a model that is asked in eval mode keeps state, or depends on how it is asked."""
+    why = objection(classifier, x[:PAD])
+    if why:
+        raise BadInput(f"{why}: no certificate can be about such a model")
+
+
 def objection(classifier: Classifier, x: Tensor) -> str:
-    """Why nothing can be proven of a model, asked about a few images x (R,C,H,W); "" where nothing speaks against it."""
+    """Why nothing can be proven of a model; "" where nothing speaks against it."""
     if classifier.random:
         return ""
     asking = Asking(classifier, x.to(classifier.device))
@@ -168,13 +181,26 @@ def objection(classifier: Classifier, x: Tensor) -> str:
     return message if status == "error" else asking.looks_at()
 
 
+def refuse_training_mode(classifier: Classifier) -> None:
+    """Raises BadInput where layers were handed over in training mode, or a forward sets them so."""
+    if classifier.in_training:
+        raise BadInput(f"in training mode, where something else is computed: {few(classifier.in_training)}: call model.eval() first")
+    if classifier.switched:
+        layers = few(classifier.switched)
+        raise BadInput(f"a forward sets {layers} to training mode, where something else is computed: leave train() out of it")
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of many names, and how many are left out."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def left_behind(kept: list[str]) -> str:
     """In words, that a forward keeps state in these places."""
-    more = f" (and {len(kept) - 3} more)" if len(kept) > 3 else ""
-    return f"a forward leaves {', '.join(kept[:3])}{more} otherwise than an earlier forward of the same images"
+    return f"a forward leaves {few(kept)} otherwise than an earlier forward of the same images"
 
 
 def _drawn() -> tuple[object, ...]:
     """The state of the generators that a forward may draw from."""
-    cuda = tuple(zlib.crc32(state.numpy()) for state in torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()
-    return zlib.crc32(torch.get_rng_state().numpy()), random.getstate(), repr(np.random.get_state(legacy=False)), cuda
+    cuda = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), repr(np.random.get_state(legacy=False)), *cuda
