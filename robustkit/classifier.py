@@ -276,9 +276,9 @@ class Classifier:
         """Whether the network with other layers gives the same numbers, from the same draws where it draws."""
         keys = row_keys(0, "check", torch.arange(len(x), device=x.device))
         with torch.no_grad():
-            answered = self.forward(x, keys)
+            answered = self.forward(x, keys).float()
             try:
-                searched = self.search(x, keys)
+                searched = self.search(x, keys).float()
             except Exception as problem:  # a view that needs another layout, say
                 if out_of_memory(problem):
                     raise

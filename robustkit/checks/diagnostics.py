@@ -176,9 +176,7 @@ class Examination:
         if self.judge.classifier.random:
             return "pass", "the model declares that it is random; it was judged by votes of fresh draws", ""
         if self._repeats:
-            cure = (
-                "turn randomness off, or declare it (Surface(random='vote')), to be judged by many draws; one lucky draw proves nothing"
-            )
+            cure = "turn randomness off, or declare it (Surface(random='vote')), to be judged by many draws; one lucky draw proves nothing"
             return "error", self._repeats, cure
         return "pass", "two forwards of the same images agree", ""
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from types import CodeType, FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _WITHOUT = ("torch.nn.modules.transformer", "torch.nn.parallel", "torch._", "torch.fx", "robustkit.models.archives")
 """Modules of layers that read their mode only to choose a faster way, or to hand it on."""
+
+_SCRIPTED = ("Dropout", "BatchNorm", "InstanceNorm", "RReLU")
+"""Kinds of layers with a mode in scripted models, of which only the name of the class is left."""
 
 
 def layers_in_training(model: Any) -> list[str]:
@@ -28,6 +32,8 @@ def has_mode(layer: nn.Module) -> bool:
         return layer.dropout > 0
     if isinstance(layer, nn.RReLU):
         return layer.lower != layer.upper
+    if isinstance(layer, torch.jit.ScriptModule):
+        return any(kind in str(getattr(layer, "original_name", "")) for kind in _SCRIPTED)
     if type(layer).__module__.startswith(_WITHOUT):
         return False
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):

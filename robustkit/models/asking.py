@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -124,12 +123,16 @@ class Asking:
         """What other than the image the answer depends on: calls, gradient mode, inference mode, dtype; "" where on nothing."""
         first = self.answers
         for what, how, share in self._ways():
-            with suppress(RuntimeError, TypeError, ValueError, AttributeError):  # a way in which the model cannot be asked
+            try:
                 answer = how().to(first.logits.device)
-                decided, moved = first.decided_otherwise(answer), first.moved(answer, share)
-                few = 0.05 * len(self.x) if share == OTHERWISE else 0  # rounding of inputs may move single ones
-                if int((decided | moved).sum()) > few:
-                    return f"{int((decided | moved).sum())} of {len(self.x)} images get another answer {what}"
+            except Exception as problem:  # a way in which the model cannot be asked
+                if out_of_memory(problem):
+                    raise
+                continue
+            count = int((first.decided_otherwise(answer) | first.moved(answer, share)).sum())
+            single = 0.05 * len(self.x) if share == OTHERWISE else 0  # rounding in another dtype may move single ones
+            if count > single:
+                return f"{count} of {len(self.x)} images get another answer {what}"
         return ""
 
     def _ways(self) -> Iterator[tuple[str, Callable[[], Tensor], float]]:
@@ -173,7 +176,15 @@ def objection(classifier: Classifier, x: Tensor) -> str:
     """Why nothing can be proven of a model; "" where nothing speaks against it."""
     if classifier.random:
         return ""
-    asking = Asking(classifier, x.to(classifier.device))
+    try:
+        return _objection(Asking(classifier, x.to(classifier.device)))
+    except Exception as problem:  # whatever a user's forward raises
+        if out_of_memory(problem):
+            raise
+        return f"the model fails on {len(x)} images ({first_line(problem)})"
+
+
+def _objection(asking: Asking) -> str:
     kept = asking.remembers()
     if kept or asking.repeats():
         return left_behind(kept) if kept else asking.repeats()

@@ -35,7 +35,7 @@ def test_ties_are_no_decision() -> None:
     assert answers.decided_otherwise(torch.full((3, 2), torch.nan)).tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("scale, shift", [(1.0, 0.0), (1e-6, 0.0), (1e6, 0.0), (1.0, 100.0)])
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-6, 0.0), (1e6, 0.0), (1.0, 100.0)])
 def test_measured_against_the_gaps_that_a_model_has(scale: float, shift: float) -> None:
     torch.manual_seed(0)
     logits = torch.randn(64, 10)
