@@ -248,11 +248,11 @@ class Examination:
         classifier, threat = self.judge.classifier, self.judge.threat
         where = torch.from_numpy(self._looked_at).to(classifier.device)
         x, y = self.probe.images()[where], self.probe.labels()[where]
+        logits = self.logits[torch.from_numpy(self.probe.at[self._looked_at])].to(x.device)
         largest: list[Tensor] = []
         for i in range(0, len(x), PAD):
             rows, label = x[i : i + PAD], y[i : i + PAD, None]
-            clean = self.logits[torch.from_numpy(self.probe.at[self._looked_at][i : i + PAD])].to(x.device)
-            scale = torch.ones(len(clean), device=x.device) if classifier.random else loss_scale(clean)
+            scale = torch.ones(len(rows), device=x.device) if classifier.random else loss_scale(logits[i : i + PAD])
 
             def cross_entropy(image: Tensor, label: Tensor = label, scale: Tensor = scale) -> Tensor:
                 logits = classifier.surrogate(image) if classifier.surface.surrogate else classifier.forward(image)
