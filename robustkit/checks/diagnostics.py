@@ -69,7 +69,7 @@ class Examination:
     def run(self) -> list[Finding]:
         """All findings, in a fixed order."""
         compare = Comparisons(self.probe, self.stages)
-        always = [self.enough_samples, self.training_data, self.clean_accuracy, self.mode_of_layers]
+        always = [self.enough_samples, self.training_data, self.clean_accuracy, self.train_mode]
         of_the_probe = [self.softmax, self.repeatable, self.batch, self.state, self.zero_gradients, compare.finite_differences]
         of_attacks = [
             self.converged,
@@ -149,7 +149,7 @@ class Examination:
             )
         return "pass", f"clean accuracy {right / count:.3f} is above chance", ""
 
-    def mode_of_layers(self) -> Verdict:
+    def train_mode(self) -> Verdict:
         classifier = self.judge.classifier
         held = layers_in_training(classifier.module)
         if held:

@@ -19,7 +19,7 @@ from robustkit.guarantees import CLASSES
 from robustkit.leaderboard.ledger import Ledger, Line
 from robustkit.verdict.evidence import Bools
 
-CERTAIN = ("batch", "state", "repeatable", "mode of layers", "contradiction")
+CERTAIN = ("batch", "state", "repeatable", "train mode", "contradiction")
 """Honesty checks that sampling does not make fail: one such error in any re-run stands for good."""
 
 

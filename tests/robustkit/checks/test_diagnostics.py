@@ -77,7 +77,7 @@ def test_a_sound_model_raises_none(statuses: Status, network: nn.Module) -> None
 
 def test_train_mode(statuses: Status, network: nn.Module) -> None:
     model = nn.Sequential(network, nn.Dropout(0.5)).train()
-    assert statuses(model)["mode of layers"] == "warn"
+    assert statuses(model)["train mode"] == "warn"
     assert model.training
 
 
