@@ -131,9 +131,8 @@ def evaluate(
     stages = with_surface(stages, classifier.surface, adaptive == "auto")
     if suite == "certify":
         refuse_training_mode(classifier)
-    stages, refused = _fitting(stages, classifier, threat_, images.images(slice(0, PAD)), proving=suite == "certify")
-
-    specification = {
+    fitting, refused = _fitting(stages, classifier, threat_, images.images(slice(0, 1)), proving=suite == "certify")
+    question = {
         "model": {
             "spec": _model_name(classifier),
             "sha256": classifier.sha256 or _weights_digest(classifier),
@@ -144,12 +143,17 @@ def evaluate(
         "eps": [number_text(e) for e in budgets],
         "goal": goal,
         "labels": labels,
-        "stages": [s.describe() for s in stages],
         "seed": seed,
         "judge": RULE,
     } | ({"threat_version": threat_.version} if threat_.version > 1 else {})
-    folder = Path(out) if out is not None else _folder(specification, resumes=classifier.sha256 is not None)
-    store = Store(folder)
+    specification, store = _store(question, fitting, out, classifier)
+    if any(isinstance(stage.method, Certifier) for stage in fitting) and not store.begun(specification):
+        against = objection(classifier, images.images(slice(0, PAD)))
+        if against:
+            why = f"{against}: no certificate can be about such a model"
+            fitting, refused = _fitting(stages, classifier, threat_, images.images(slice(0, 1)), proving=suite == "certify", against=why)
+            specification, store = _store(question, fitting, out, classifier)
+    stages = fitting
     with store.locked(), threads_for(images.shape):
         extra = {"status": "running", "environment": environment(classifier.device), "command": command}
         store.bind(specification, extra)
@@ -198,16 +202,23 @@ def certify(
     return evaluate(classifier, data, threat, suite="certify", certify_radius=radius, **plan, **options)
 
 
+def _store(question: dict[str, Any], stages: list[Stage], out: str | Path | None, classifier: Classifier) -> tuple[dict[str, Any], Store]:
+    """The whole specification, and the run folder that belongs to it."""
+    specification = question | {"stages": [stage.describe() for stage in stages]}
+    folder = Path(out) if out is not None else _folder(specification, resumes=classifier.sha256 is not None)
+    return specification, Store(folder)
+
+
 def _fitting(
-    stages: list[Stage], classifier: Classifier, threat: Threat, x: Tensor, *, proving: bool
+    stages: list[Stage], classifier: Classifier, threat: Threat, x: Tensor, *, proving: bool, against: str = ""
 ) -> tuple[list[Stage], dict[str, str]]:
-    """The stages that can work on this model, tried on the first of a few images x (R,C,H,W), and why others of a suite cannot.
+    """The stages that can work on this model, tried on one image x (1,C,H,W), and why others of a suite cannot.
 
     What the user asked for by name has to fit: its BadInput is raised here, before the work begins; so
-    is one where a certifier is asked for (`proving`) and none of the suite fits.
+    is one where a certifier is asked for (`proving`) and none of the suite fits. `against` says why no
+    certifier can.
     """
     refused: dict[str, str] = {}
-    against = objection(classifier, x) if any(isinstance(stage.method, Certifier) for stage in stages) else ""
     for stage in stages:
         method = stage.method
         if stage.label in refused:
@@ -215,10 +226,10 @@ def _fitting(
         try:
             if isinstance(method, Attack):
                 method.attempts(classifier.classes or 0)
+            elif against:
+                raise BadInput(against)
             else:
-                if against:
-                    raise BadInput(f"{against}: no certificate can be about such a model")
-                method.fits(classifier, threat, x[:1])
+                method.fits(classifier, threat, x)
         except BadInput as problem:
             if not stage.optional:
                 raise

@@ -106,6 +106,11 @@ class Store:
                 sweep(folder)
         self.write_json("run.json", {"schema_version": 1, "digest": name, "specification": specification, **extra})
 
+    def begun(self, specification: Mapping[str, Any]) -> bool:
+        """Whether the folder holds a run of this specification."""
+        held = self.read_json("run.json")
+        return isinstance(held, dict) and held.get("digest") == digest(canonical_json(specification), 32)
+
     def read_json(self, name: str) -> Any:
         """The parsed file, None where there is none; raises BadInput when it is damaged.
 

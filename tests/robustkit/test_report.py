@@ -202,7 +202,7 @@ def test_a_summary_that_the_samples_do_not_bear_out_is_flagged(tmp_path: Path) -
     summary = json.loads((folder / "summary.json").read_text())
     summary["robust_accuracy_at_most"] += 0.1
     (folder / "summary.json").write_text(json.dumps(summary))
-    assert "The run folder contradicts itself: robust_accuracy_at_most" in report(tmp_path, folder)
+    assert "The run folder contradicts itself: summary.json: robust_accuracy_at_most" in report(tmp_path, folder)
 
 
 def test_several_runs_are_compared(tmp_path: Path) -> None:
