@@ -108,7 +108,7 @@ class Store:
 
     def begun(self, specification: Mapping[str, Any]) -> bool:
         """Whether the folder holds a run of this specification."""
-        held = self.read_json("run.json")
+        held = self.read_json("run.json") if self.folder.is_dir() else None
         return isinstance(held, dict) and held.get("digest") == digest(canonical_json(specification), 32)
 
     def read_json(self, name: str) -> Any:
