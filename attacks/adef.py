@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustkit.core.comparisons import clear_margin
+from robustkit.core.comparisons import rounding_width
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
 from robustkit.threats import Threat
@@ -67,7 +67,7 @@ class ADef(Attack):
             return others.topk(min(self.candidates, logits.shape[1] - 1), dim=1).values - logits.gather(1, y[:, None])
 
         jacobian, lead = view.jacobian(p, gaps)
-        behind = 3 * clear_margin(seen["logits"])
+        behind = 3 * rounding_width(seen["logits"]).to(lead.dtype)
         crossed = lead.amax(1) >= behind * (2 / 3)
         field = self._smallest(slopes(threat.apply(rows.x, p)), jacobian, behind[:, None] - lead)
         stay = crossed[:, None, None, None]

@@ -19,6 +19,7 @@ from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows
 from robustkit.threats import Threat
 from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 from robustkit.views import GradientView, Loss
 
 
@@ -27,7 +28,7 @@ class TrainingView(GradientView):
 
     def __init__(self, network: nn.Module, threat: Threat) -> None:
         device = next(network.parameters()).device
-        super().__init__(Classifier(network, device=device), threat, Goal())
+        super().__init__(Judge(Classifier(network, device=device), threat, Goal()))
 
     def gradient(
         self, p: Tensor, loss: Loss, through: Callable[[Tensor], Tensor] | None = None, copies: int | None = None
@@ -66,7 +67,17 @@ class Inner:
         """(R,C,H,W) images at the attack's last point, within `share` of the threat's budget."""
         eps = torch.full(batch.y.shape, float_below(self.threat.eps) * share, dtype=torch.float64, device=batch.x.device)
         none = torch.full_like(batch.y, -1)
-        rows = Rows(batch.index, torch.zeros_like(none), batch.x, batch.y, none, eps, batch.key, torch.zeros_like(none))
+        rows = Rows(
+            batch.index,
+            torch.zeros_like(none),
+            batch.x,
+            batch.y,
+            none,
+            eps,
+            batch.key,
+            torch.zeros_like(none),
+            torch.ones(len(none), device=none.device),
+        )
         self.view.rows = rows
         state = self.attack.init(rows, self.view, self.threat)
         for _ in range(self.attack.iterations):

@@ -24,6 +24,7 @@ from robustkit.memory import keep_freed_memory, out_of_memory
 from robustkit.methods import Attack, Rows, State
 from robustkit.numerics import PAD, padded, whole
 from robustkit.samples import Outcome, Samples
+from robustkit.search.loss_scale import loss_scale
 from robustkit.verdict.judge import Judge
 from robustkit.views import VIEWS, View
 
@@ -51,7 +52,8 @@ def make_rows(attack: Attack, judge: Judge, seed: int, samples: Samples, at: Ten
     if not judge.goal.targeted:
         target = attack.target(judge.goal.seen(samples.logits[at], y), y, attempt)
     key = streams.row_keys(seed, attack.digest, samples.index[at], attempt)
-    parts = [samples.index[at], attempt, samples.images(at), y, target, samples.eps[at], key, torch.zeros_like(attempt)]
+    scale = torch.ones(len(at)) if judge.classifier.random else loss_scale(samples.logits[at])
+    parts = [samples.index[at], attempt, samples.images(at), y, target, samples.eps[at], key, torch.zeros_like(attempt), scale]
     return Rows(*(part.to(judge.classifier.device) for part in parts))
 
 
@@ -80,7 +82,7 @@ class Driver:
         self.attack, self.judge, self.seed, self.stop, self.batch_size = attack, judge, seed, stop, batch_size
         self.threat, self.classifier = judge.threat, judge.classifier
         keep = "best" if stop == "never" or (stop == "first" and self.classifier.random and attack.bounded) else "first"
-        self.view = self.views[attack.access](self.classifier, self.threat, judge.goal, keep, attack.bounded)
+        self.view = self.views[attack.access](judge, keep, attack.bounded)
         self.view.surrogate = surrogate and self.classifier.surface.surrogate is not None
         if attack.draws:
             self.view.draws = attack.draws if self.classifier.random else 1
@@ -153,6 +155,7 @@ class Driver:
                 self.view.least += 1
                 over = batch.rows.steps >= self.attack.iterations
                 self.view.finish(batch.state["p"], over | batch.state["over"] if "over" in batch.state else over)
+            self.view.ask_judge()
             self.tick(0)
             over = self.view.book["done"] & batch.live
             finished = int(over.sum())
@@ -216,10 +219,10 @@ class Driver:
     def _settle(self, queue: Queue, rows: Rows, over: Tensor) -> None:
         """Judge the candidates of finished rows; deliver samples that are through, requeue those with attempts left."""
         book = _pick(self.view.book, over)
-        p, verified, size, logits, loss = self._verdict(rows, book)
+        p, verified, size, predicted, loss = self._verdict(rows, book)
         entries = [self.entries[i] for i in over.nonzero()[:, 0].tolist()]
         at, attempt = torch.tensor(entries).unbind(1)
-        judged = [part.cpu() for part in (verified, size, p, logits.argmax(1), book["queries"], book["gradients"])]
+        judged = [part.cpu() for part in (verified, size, p, predicted, book["queries"], book["gradients"])]
         found, loss = Outcome(at, *judged), loss.cpu()
         while len(at):
             due = attempt == self.turn[at]
@@ -253,14 +256,23 @@ class Driver:
             self.tick(int(last.sum()))
 
     def _verdict(self, rows: Rows, book: State) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Candidates p with the Judge's (verified, size, logits) and their loss; stop="never" weighs the last point too."""
-        first = self.view.keep == "first"
-        p = book["candidate" if first else "last"]
+        """Candidates p of finished rows with the Judge's (verified, size, predicted class) and their loss.
+
+        What the view has had confirmed is not asked again; stop="never" weighs the last point too.
+        """
+        if self.view.keep == "first":
+            p, verified, size, predicted = (book[name] for name in ("candidate", "verified", "size", "predicted"))
+            book["queries"] = book["queries"] + 1
+            at = (~verified).nonzero()[:, 0]
+            if len(at):
+                found, sizes, logits = self.judge.confirm(rows.x[at], rows.y[at], rows.target[at], p[at], rows.eps[at])
+                verified, size = verified.index_copy(0, at, found), size.index_copy(0, at, sizes)
+                predicted = predicted.index_copy(0, at, logits.argmax(1))
+            return p, verified, size, predicted, self._rank(size)
+        p = book["last"]
         verified, size, logits = self.judge.confirm(rows.x, rows.y, rows.target, p, rows.eps)
         book["queries"] = book["queries"] + 1
-        if first:
-            return p, verified, size, logits, torch.zeros_like(size)
-        loss = self.view.loss(self.judge.goal.seen(logits, rows.y), rows.y, rows.target)
+        loss = self.view.value(logits, rows)
         older = (book["highest"] > loss).nonzero()[:, 0]
         if len(older):
             p = p.index_copy(0, older, book["candidate"][older])
@@ -268,7 +280,11 @@ class Driver:
             verified, size, logits = (a.index_copy(0, older, b) for a, b in zip((verified, size, logits), again))
             loss = loss.index_copy(0, older, book["highest"][older])
             book["queries"][older] += 1
-        return p, verified, size, logits, loss
+        return p, verified, size, logits.argmax(1), loss
+
+    def _rank(self, size: Tensor) -> Tensor:
+        """(R,) what ranks the attempts of a sample, from the sizes of what they found."""
+        return torch.zeros_like(size)
 
     def _best(self, found: Outcome, losses: list[float]) -> Outcome:
         """Each sample's best attempt so far (a verified one, then the highest loss), with what all of them cost."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustkit.core.comparisons import clear_margin, within
+from robustkit.core.comparisons import within
 from robustkit.driver import Driver
 from robustkit.methods import Rows, State
 from robustkit.views import GradientView, ScoreView, View
@@ -20,17 +20,26 @@ class _Nearest(View):
 
     def _see(self, p: Tensor, logits: Tensor | None, near: Tensor | None = None) -> None:
         book, rows = self.book, self.rows
-        book["queries"] = book["queries"] + ~book["done"]
+        book["queries"] = book["queries"] + self._working()
         if logits is None:
             return
-        hit = (self.goal.margin(logits, rows.y, rows.target) >= 2 * clear_margin(logits)) & ~book["done"]
+        hit = self.goal.hit(self.goal.margin(logits, rows.y, rows.target)) & ~book["done"]
         hit = hit if near is None else hit & near
-        if not bool(hit.any()):
+        if not hit.is_cuda and not bool(hit.any()):
             return
         size = self.threat.size(rows.x, p)
         nearer = hit & within(size, rows.eps) & (size < book["nearest"])
-        self._keep("candidate", p, nearer)
-        book["nearest"] = torch.where(nearer, size, book["nearest"])
+        if self.classifier.random:  # judged by hundreds of votes: once, when the attempt has ended
+            self._keep("candidate", p, nearer)
+            book["nearest"] = torch.where(nearer, size, book["nearest"])
+        else:
+            self._offer(p, nearer, size)
+
+    def _working(self) -> Tensor:
+        return ~self.book["done"]
+
+    def _take(self, at: Tensor) -> None:
+        self.book["nearest"] = self.book["nearest"].index_copy(0, at, self.book["size"][at])
 
     def finish(self, p: Tensor, over: Tensor) -> None:
         ending = over & ~self.book["done"]
@@ -54,9 +63,6 @@ class SmallestDriver(Driver):
 
     views = _VIEWS
 
-    def _verdict(self, rows: Rows, book: State) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The smallest point seen, and its size, negative, as the loss that ranks attempts."""
-        p = book["candidate"]
-        verified, size, logits = self.judge.confirm(rows.x, rows.y, rows.target, p, rows.eps)
-        book["queries"] = book["queries"] + 1
-        return p, verified, size, logits, -size
+    def _rank(self, size: Tensor) -> Tensor:
+        """The smaller, the better."""
+        return -size

@@ -24,7 +24,7 @@ from robustkit.radius import search_radius, shrink
 from robustkit.samples import Outcome, Samples
 from robustkit.sharing import SharedDriver, Sharing, make_driver
 from robustkit.store import UNIT, Arrays, Store
-from robustkit.verdict.evidence import Evidence, Ints
+from robustkit.verdict.evidence import Bools, Evidence, Ints
 from robustkit.verdict.judge import Judge
 from robustkit.verdict.proof import largest_radius, prove
 
@@ -76,11 +76,15 @@ class Bench:
     pool: Callable[[], Data]
     """Images of the training split."""
     tallies: dict[int, Tally] = field(default_factory=dict)
+    attacked: dict[tuple[str, str, str], Bools] = field(default_factory=dict)
+    """(attack, budget, gradients) -> which samples it has been run on."""
 
     def run(self, stage: Stage, stages: list[Stage]) -> None:
         """Work through one stage; what is finished is stored and counted even if this raises."""
         at = stage.receives(self.evidence)
-        was_open = len(self.evidence.open_at(stage.eps))
+        if stage.kind == "attack" and stage.mode == "settle":
+            at = self._not_attacked_yet(stage, at)
+        was_open = self._left(stage)
         tally = self.tallies[stage.number] = Tally()
         try:
             if stage.on_trial and len(at) and isinstance(stage.method, Certifier):
@@ -92,7 +96,7 @@ class Bench:
                 elif len(at) > TRIAL:
                     tally.received = TRIAL
                     self._positions(stage, f"{stage.id}-trial", at[:TRIAL], tally)
-                    settled = was_open - len(self.evidence.open_at(stage.eps))
+                    settled = was_open - self._left(stage)
                     at = at[TRIAL:]
                     if not pays(settled, TRIAL, cost, saves):
                         at, tally.note = at[:0], f"ended after its trial: settled {settled} of {TRIAL}, which does not pay"
@@ -100,7 +104,20 @@ class Bench:
             self._positions(stage, stage.id, at, tally)
             tally.complete = True
         finally:
-            tally.settled = was_open - len(self.evidence.open_at(stage.eps))
+            tally.settled = was_open - self._left(stage)
+
+    def _left(self, stage: Stage) -> int:
+        """How many samples nothing has settled yet, for a stage of this kind."""
+        left = self.evidence.to_attack if stage.kind == "attack" else self.evidence.open_at
+        return len(left(stage.eps))
+
+    def _not_attacked_yet(self, stage: Stage, at: Ints) -> Ints:
+        """The samples `at` without those that the very same attack, with the same draws, has had before."""
+        key = (stage.method.digest, str(stage.eps), stage.gradients)
+        had = self.attacked.setdefault(key, np.zeros(len(self.evidence), dtype=bool))
+        fresh = at[~had[at]] if stage.again else at
+        had[at] = True
+        return fresh
 
     def _positions(self, stage: Stage, folder: str, at: Ints, tally: Tally) -> None:
         """Apply the finished units among `at`, then work on the others together."""

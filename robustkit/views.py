@@ -1,7 +1,8 @@
 """What an attack may see of a model, by access level; every queried point is watched and counted.
 
 A view keeps the first adversarial point of every row (or, with keep="best", the point of highest
-loss), so attacks never handle success themselves and none is lost on the way.
+loss), so attacks never handle success themselves and none is lost on the way. The Judge is asked at
+once: a row whose point it refuses goes on, because the search's own arithmetic may have erred.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ import torch
 from torch import Tensor
 
 from robustkit import streams
-from robustkit.classifier import Classifier
-from robustkit.core.comparisons import clear_margin, within
+from robustkit.core.comparisons import within
 from robustkit.memory import out_of_memory
 from robustkit.methods import Rows, State
 from robustkit.numerics import choose, pad_rows, padded, whole
 from robustkit.surface import pooled
-from robustkit.threats import Threat
-from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (R,K), y (R,), target (R,)) -> (R,) values to be raised."""
@@ -32,8 +31,10 @@ class View:
     by_margin: ClassVar[bool] = True
     """With keep="best", whether points are weighed by the goal's margin; else by the attack's own loss."""
 
-    def __init__(self, classifier: Classifier, threat: Threat, goal: Goal, keep: str = "first", bounded: bool = True) -> None:
-        self.classifier, self.threat, self.goal, self.keep, self.bounded = classifier, threat, goal, keep, bounded
+    def __init__(self, judge: Judge, keep: str = "first", bounded: bool = True) -> None:
+        classifier, goal = judge.classifier, judge.goal
+        self.judge, self.classifier, self.threat, self.goal = judge, classifier, judge.threat, goal
+        self.keep, self.bounded = keep, bounded
         self.rows: Rows
         self.book: State = {}
         self.least = 0
@@ -41,6 +42,8 @@ class View:
         self.shared: dict[str, Any] = {}
         """What the attack's `prepare` made."""
         self.loss: Loss = goal.margin
+        self.scaled = False
+        """Whether `loss` is asked on logits times the rows' scale."""
 
         self.draws = classifier.surface.draws if classifier.random else 1
         """Draws of a random model that every answer is an average over; each is a query."""
@@ -57,7 +60,12 @@ class View:
             "candidate": self.threat.zero(rows.x),
             "queries": torch.zeros(count, dtype=torch.int64, device=device),
             "gradients": torch.zeros(count, dtype=torch.int64, device=device),
+            "verified": torch.zeros(count, dtype=torch.bool, device=device),
+            "size": torch.full((count,), torch.inf, dtype=torch.float64, device=device),
+            "predicted": torch.full((count,), -1, dtype=torch.int64, device=device),
         }
+        if rows.x.is_cuda:
+            page |= {"waiting": self.threat.zero(rows.x), "waiting_size": torch.full_like(page["size"], torch.inf)}
         if self.keep == "best":
             page |= {"highest": torch.full((count,), -torch.inf, device=device), "last": self.threat.zero(rows.x)}
         return page
@@ -65,23 +73,75 @@ class View:
     def _see(self, p: Tensor, logits: Tensor | None, near: Tensor | None = None) -> None:
         """Count a forward and keep p where it is the row's first adversarial point (of the rows that are `near`)."""
         book, rows = self.book, self.rows
-        book["queries"] = book["queries"] + ~book["done"]
+        book["queries"] = book["queries"] + self._working()
         if self.keep == "best" or logits is None or (near is not None and not near.is_cuda and not bool(near.any())):
             return
-        margin = self.goal.margin(logits, rows.y, rows.target)
-        fresh = (margin > 0) & ~book["done"]
+        fresh = self.goal.hit(self.goal.margin(logits, rows.y, rows.target)) & ~book["done"]
         fresh = fresh if near is None else fresh & near
         if not fresh.is_cuda and not bool(fresh.any()):
             return
-        fresh &= margin >= 2 * clear_margin(logits)
         if not self.bounded:
             fresh = fresh & within(self.threat.size(rows.x, p), rows.eps)
-        self._keep("candidate", p, fresh)
-        book["done"] = book["done"] | fresh
+        if self.classifier.random:  # judged by hundreds of votes: once, when the attempt has ended
+            self._keep("candidate", p, fresh)
+            book["done"] = book["done"] | fresh
+        else:
+            self._offer(p, fresh, torch.zeros_like(rows.eps))
+
+    def _working(self) -> Tensor:
+        """(R,) bool: rows whose queries count. (A point that waits and is refused has cost up to three steps that do not.)"""
+        working = ~self.book["done"]
+        return working & torch.isinf(self.book["waiting_size"]) if "waiting" in self.book else working
+
+    def _offer(self, p: Tensor, where: Tensor, size: Tensor) -> None:
+        """Points p of the rows marked in `where` (R,) may be adversarial; `size` (R,) float64, the smaller the better.
+
+        On the CPU the Judge is asked at once. On a device that would make the host wait for every step: there the
+        best point of a row waits until the Driver calls `ask_judge`.
+        """
+        book = self.book
+        if not where.is_cuda:
+            self._take(self._confirm(p, where.nonzero()[:, 0], self.rows.eps))
+            return
+        better = where & (size < book["waiting_size"])
+        self._keep("waiting", p, better)
+        book["waiting_size"] = torch.where(better, size, book["waiting_size"])
+
+    def ask_judge(self) -> None:
+        """Ask about the points that wait."""
+        if "waiting" in self.book:
+            at = torch.isfinite(self.book["waiting_size"]).nonzero()[:, 0]
+            self._take(self._confirm(self.book["waiting"], at, self.rows.eps))
+            self.book["waiting_size"] = torch.full_like(self.book["waiting_size"], torch.inf)
+
+    def _take(self, at: Tensor) -> None:
+        """The rows at positions `at` have a confirmed adversarial point."""
+        self.book["done"] = self.book["done"].index_fill(0, at, True)
+
+    def _confirm(self, p: Tensor, at: Tensor, eps: Tensor) -> Tensor:
+        """Ask the Judge about the rows at positions `at`; those it confirms within eps (R,) are in the book, and returned.
+
+        What the Judge asks is robustkit's question, not the attacker's: the Driver counts one an attempt, for what is delivered.
+        """
+        if not len(at):
+            return at
+        book, rows = self.book, self.rows
+        verified, size, logits = self.judge.confirm(rows.x[at], rows.y[at], rows.target[at], p[at], eps[at])
+        found = at[verified]
+        new = {"candidate": p[found], "size": size[verified], "predicted": logits.argmax(1)[verified]}
+        for name, values in new.items():
+            book[name] = book[name].index_copy(0, found, values)
+        book["verified"] = book["verified"].index_fill(0, found, True)
+        return found
 
     def _keep(self, name: str, p: Tensor, where: Tensor) -> None:
         if where.is_cuda or bool(where.any()):
             self.book[name] = choose(where, p, self.book[name])
+
+    def value(self, logits: Tensor, rows: Rows) -> Tensor:
+        """(R,) the loss that points are weighed by, at logits (R,K)."""
+        seen = self.goal.seen(logits, rows.y)
+        return self.loss(seen * rows.scale[:, None] if self.scaled else seen, rows.y, rows.target)
 
     def _weigh(self, p: Tensor, values: Tensor) -> None:
         """With keep="best": p is the candidate where its loss is the row's highest so far."""
@@ -139,7 +199,7 @@ class View:
         with torch.no_grad():
             logits = self._answers(p[:, None], 1)
         if self.draws > 1:
-            self._also((self.draws - 1) * ~self.book["done"])
+            self._also((self.draws - 1) * self._working())
         self._see(p, logits, near)
         if self.by_margin and self.keep == "best":
             self._weigh(p, self.goal.margin(logits, self.rows.y, self.rows.target))
@@ -162,7 +222,7 @@ class View:
                 inside = within(self.threat.size(x, flat), rows.eps.repeat_interleave(points))
                 margin = torch.where(inside, margin, -torch.inf)
             best = margin.view(count, points).argmax(1) + torch.arange(count, device=p.device) * points
-        self._also((points * self.draws - 1) * ~self.book["done"])
+        self._also((points * self.draws - 1) * self._working())
         self._see(flat[best], logits[best])
         if self.by_margin and self.keep == "best":
             self._weigh(flat[best], margin[best])
@@ -205,10 +265,11 @@ class GradientView(ScoreView):
         model the loss is averaged too, or taken of their mean scores where its surface is soft.
         """
         rows, points, kept = self.rows, self.draws if copies is None else copies, {}
-        self.loss = loss
+        self.loss, self.scaled = loss, True
         soft = copies is None and points > 1 and self.classifier.surface.soft
         single = points == 1 or soft
-        y, target = (rows.y, rows.target) if single else (v.repeat_interleave(points) for v in (rows.y, rows.target))
+        given = (rows.y, rows.target, rows.scale)
+        y, target, scale = given if single else (v.repeat_interleave(points) for v in given)
 
         def objective(image: Tensor) -> Tensor:
             image = image if through is None else through(image)
@@ -217,13 +278,13 @@ class GradientView(ScoreView):
             logits = self._differentiable(image)
             logits = self._averaged(logits, points) if soft else logits
             kept["logits"] = logits.detach()
-            values = loss(self.goal.seen(logits, y), y, target)
+            values = loss(self.goal.seen(logits, y) * scale[:, None], y, target)
             return values if single else values.view(-1, points).mean(1)
 
         found, values = self.threat.gradient(rows.x, p, objective)
         self.classifier.backwards += points * len(rows)
-        self.book["gradients"] = self.book["gradients"] + points * ~self.book["done"]
-        self._also((points - 1) * ~self.book["done"])
+        self.book["gradients"] = self.book["gradients"] + points * self._working()
+        self._also((points - 1) * self._working())
         if through is not None:
             self._see(p, None)
         else:
@@ -249,7 +310,7 @@ class GradientView(ScoreView):
         vectorised, else one after another.
         """
         rows = self.rows
-        self.loss = self.goal.margin
+        self.loss, self.scaled = self.goal.margin, False
         with torch.enable_grad():
             image = self.threat.apply(rows.x, p).detach().requires_grad_()
             logits = self._differentiable(image)
@@ -257,17 +318,25 @@ class GradientView(ScoreView):
         found = _gradients(several, image)
         count = several.shape[1]
         self.classifier.backwards += count * len(rows)
-        self.book["gradients"] = self.book["gradients"] + count * ~self.book["done"]
+        self.book["gradients"] = self.book["gradients"] + count * self._working()
         self._see(p, logits.detach())
         self._weigh(p, self.goal.margin(logits.detach(), rows.y, rows.target))
         return found.nan_to_num_(0.0, 0.0, 0.0), several.detach()
 
 
 def _gradients(several: Tensor, image: Tensor) -> Tensor:
-    """(R,M,C,H,W) gradients of (R,M) values that do not depend on other rows."""
+    """(R,M,C,H,W) gradients of (R,M) values that do not depend on other rows; zero where no gradient reaches the image."""
     count = several.shape[1]
     if not several.requires_grad:
         return image.new_zeros(len(image), count, *image.shape[1:])
+    try:
+        return _backwards(several, image)
+    except NotImplementedError:  # a Function without a backward
+        return image.new_zeros(len(image), count, *image.shape[1:])
+
+
+def _backwards(several: Tensor, image: Tensor) -> Tensor:
+    count = several.shape[1]
     picks = torch.eye(count, dtype=several.dtype, device=image.device)[:, None].expand(-1, len(image), -1)
     try:
         (found,) = torch.autograd.grad(several, image, picks, is_grads_batched=True, retain_graph=True)

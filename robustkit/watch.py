@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from robustkit.core.comparisons import clear_margin, within
+from robustkit.core.comparisons import within
 from robustkit.driver import Stop
 from robustkit.methods import Attack, Rows
 from robustkit.verdict.judge import Judge
@@ -25,11 +25,12 @@ class Watch(GradientView):
     """The model as one block's attack sees it: (n,C,H,W) images in, (n,K) logits out.
 
     Images are the block's rows in order; any number of them where there is one row. With access
-    `score` the logits have no gradient, with `decision` they are 1 for the predicted class, else 0.
+    `score` the logits have no gradient, with `decision` they are 1 for the predicted class, else 0;
+    others come multiplied by the rows' scale, since many loops follow cross-entropy.
     """
 
     def __init__(self, attack: Attack, judge: Judge, rows: Rows, live: int, stop: Stop, tick: Callable[[int], None]) -> None:
-        super().__init__(judge.classifier, judge.threat, judge.goal, bounded=False)
+        super().__init__(judge, bounded=False)
         self.attack, self.rows, self.stop, self.tick = attack, rows, stop, tick
         self.book = self.open(rows)
         self.book["done"] |= torch.arange(len(rows), device=rows.x.device) >= live
@@ -55,14 +56,15 @@ class Watch(GradientView):
         self._weigh_all(images.detach(), answers.detach())
         if self.attack.access == "decision":
             answers = torch.nn.functional.one_hot(answers.argmax(1), answers.shape[1]).to(answers.dtype)
-        return self.goal.seen(answers, self.rows.y.expand(len(images)))
+            return self.goal.seen(answers, self.rows.y.expand(len(images)))
+        return self.goal.seen(answers, self.rows.y.expand(len(images))) * self.rows.scale.expand(len(images))[:, None]
 
     def _weigh_all(self, images: Tensor, logits: Tensor) -> None:
         """Keep the nearest adversarial point of every row; raises Ended when all rows are done."""
         rows, book = self.rows, self.book
         owner = torch.arange(len(rows), device=images.device).expand(len(images))
-        margin = self.goal.margin(logits, rows.y[owner], rows.target[owner])
-        at = ((margin >= 2 * clear_margin(logits)) & ~book["done"][owner]).nonzero()[:, 0]
+        hit = self.goal.hit(self.goal.margin(logits, rows.y[owner], rows.target[owner]))
+        at = (hit & ~book["done"][owner]).nonzero()[:, 0]
         if not len(at):
             return
         image, x = images[at], rows.x[owner[at]]
@@ -73,8 +75,12 @@ class Watch(GradientView):
             at, image, x, size = at[best], image[best], x[best], size[best]
         nearer = size < book["nearest"][owner[at]]
         where = owner[at][nearer]
-        book["nearest"][where] = size[nearer]
-        book["candidate"][where] = (image - x)[nearer]
+        if self.classifier.random:  # judged by hundreds of votes: once, when the loop has ended
+            book["nearest"][where], book["candidate"][where] = size[nearer], (image - x)[nearer]
+        else:
+            changes = torch.zeros_like(rows.x).index_copy(0, where, (image - x)[nearer])
+            found = self._confirm(changes, where, torch.full_like(rows.eps, torch.inf))
+            book["nearest"][found] = book["size"][found]
         if self.stop == "first":
             book["done"] |= within(book["nearest"], rows.eps)
             if bool(book["done"].all()):

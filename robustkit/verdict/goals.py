@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustkit import streams
-from robustkit.core.comparisons import margins
+from robustkit.core.comparisons import margins, strictly_largest
 from robustkit.errors import unknown
 
 GOALS = ("untargeted", "targeted:next", "targeted:random", "accepted-error")
@@ -48,8 +48,16 @@ class Goal:
         own = torch.maximum(logits.gather(1, y[:, None]), logits[:, -1:])
         return logits[:, :-1].scatter(1, y[:, None], own)
 
+    def reached(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        """(R,) bool: whether the adversary has succeeded at logits (R,K) of the model itself, labels y and targets (R,)."""
+        return strictly_largest(logits, target) if self.targeted else ~strictly_largest(self.seen(logits, y), y)
+
+    def hit(self, margin: Tensor) -> Tensor:
+        """(R,) bool: whether `margin` (R,) says that the adversary has succeeded."""
+        return margin > 0 if self.targeted else margin >= 0
+
     def margin(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-        """(R,) above 0 where the adversary has succeeded.
+        """(R,) the higher, the nearer to success: at least 0 where `reached` (above 0 when targeted), for searching.
 
         Logits that are not finite are an error (+inf, untargeted) and no target (-inf, targeted).
         """

@@ -19,6 +19,7 @@ from robustkit.methods import Rows
 from robustkit.models import build
 from robustkit.threats import Flow
 from robustkit.verdict.goals import Goal
+from robustkit.verdict.judge import Judge
 from robustkit.views import GradientView
 
 
@@ -30,8 +31,10 @@ def opened(classifier: Classifier, x: Tensor, y: Tensor, goal: str = "untargeted
     count = len(x)
     numbers = torch.zeros(count, dtype=torch.int64)
     target = Goal(goal).targets(y, torch.arange(count), int(classifier.logits(x[:1]).shape[1]), 0)
-    rows = Rows(torch.arange(count), numbers, x, y, target, torch.full((count,), 20.0, dtype=torch.float64), numbers, numbers)
-    view = GradientView(classifier, Flow(20), Goal(goal), bounded=False)
+    rows = Rows(
+        torch.arange(count), numbers, x, y, target, torch.full((count,), 20.0, dtype=torch.float64), numbers, numbers, torch.ones(count)
+    )
+    view = GradientView(Judge(classifier, Flow(20), Goal(goal)), bounded=False)
     view.rows, view.book = rows, view.open(rows)
     return view, rows
 
@@ -83,8 +86,7 @@ def test_the_jacobian_is_that_of_autograd_and_counted(vectorised: bool, network:
 
     x = images(6)
     classifier = Classifier(network if vectorised else model)
-    y = torch.zeros(6, dtype=torch.int64)
-    view, _ = opened(classifier, x, y)
+    view, _ = opened(classifier, x, network(x).argmax(1))  # no adversarial example, so that the Judge asks nothing
     before = (classifier.forwards, classifier.backwards)
     found, values = view.jacobian(torch.zeros(6, 2, 8, 8), lambda logits, y, target: logits[:, 1:4] - logits[:, :1])
     assert (classifier.forwards - before[0], classifier.backwards - before[1]) == (6, 18)

@@ -90,7 +90,7 @@ def test_auto_takes_turns_and_halves() -> None:
     count = 3
     steps, turns = torch.zeros(count, dtype=torch.int64), []
     zero, x = torch.zeros(count, dtype=torch.int64), torch.zeros(count, 1, 4, 4)
-    rows = Rows(zero, zero, x, zero, zero - 1, zero.double(), zero, steps)
+    rows = Rows(zero, zero, x, zero, zero - 1, zero.double(), zero, steps, torch.ones(len(zero)))
     state = {"order": torch.arange(4).repeat(count, 1), "size": torch.tensor([[4.0, 3, 2, 1], [1, 2, 3, 4], [2, 1, 4, 3]])}
     for step in range(640):
         rows.steps = steps + step

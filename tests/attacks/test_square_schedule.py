@@ -19,7 +19,7 @@ HALVED = (0, 1, 10, 11, 50, 51, 200, 201, 500, 501, 999)
 def some_rows(count: int, size: int = 12, steps: int = 0) -> Rows:
     index, zero = torch.arange(count), torch.zeros(count, dtype=torch.int64)
     x, eps, key = torch.zeros(count, 1, size, size), torch.ones(count, dtype=torch.float64), streams.row_keys(0, "windows", index)
-    return Rows(index, zero, x, zero, zero - 1, eps, key, zero + steps)
+    return Rows(index, zero, x, zero, zero - 1, eps, key, zero + steps, torch.ones(len(zero)))
 
 
 def schedule(queries: int = 1000, rescale: bool = False, short: bool = False, odd: bool = False) -> Schedule:

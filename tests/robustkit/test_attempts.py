@@ -23,6 +23,7 @@ from robustkit.driver import Driver
 from robustkit.errors import BadInput
 from robustkit.methods import Attack, Rows, State
 from robustkit.samples import Outcome, Samples
+from robustkit.search.loss_scale import loss_scale
 from robustkit.threats import Linf, Threat
 from robustkit.verdict.goals import Goal
 from robustkit.verdict.judge import Judge
@@ -108,7 +109,8 @@ def test_without_stopping_the_highest_loss_of_all_attempts_is_returned() -> None
     class Noted(Driver):
         def _verdict(self, rows: Rows, book: State) -> Any:
             verdict = super()._verdict(rows, book)
-            _, verified, _, logits, _ = verdict
+            p, verified, *_ = verdict
+            logits = judge.logits(threat.apply(rows.x, p)) * rows.scale[:, None]
             for i, index in enumerate(rows.index.tolist()):
                 value = cross_entropy(logits[i : i + 1], rows.y[i : i + 1], rows.target[i : i + 1])
                 losses.setdefault(index, []).append((bool(verified[i]), float(value)))
@@ -125,6 +127,7 @@ def test_without_stopping_the_highest_loss_of_all_attempts_is_returned() -> None
     outcome = Outcome.join(found)
     assert sorted(outcome.at.tolist()) == list(range(len(at)))
     after = judge.logits(threat.apply(x[at[outcome.at]], outcome.parameters))
+    after = after * loss_scale(logits[at[outcome.at]])[:, None]
     values = cross_entropy(after, y[at[outcome.at]], torch.full((len(at),), -1))
     for i, index in enumerate(at[outcome.at].tolist()):
         assert len(losses[index]) == 3
@@ -143,7 +146,8 @@ def test_without_stopping_the_loss_is_no_lower_than_at_the_last_point() -> None:
     assert torch.equal(best.parameters, last.parameters)
     one = FGSM()(model, x, y, threat=Linf("0.05"), stop="never")
     clean = model.logits(x).argmax(1) == y
-    grown = cross_entropy(model.logits(one.adversarial), y, aim) - cross_entropy(model.logits(x), y, aim)
+    scale = loss_scale(model.logits(x))[:, None]
+    grown = cross_entropy(model.logits(one.adversarial) * scale, y, aim) - cross_entropy(model.logits(x) * scale, y, aim)
     assert bool((grown[clean] >= -1e-5).all())
 
 

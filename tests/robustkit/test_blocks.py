@@ -54,17 +54,30 @@ def images(count: int) -> Tensor:
     return streams.uniform(streams.row_keys(0, "images", torch.arange(count)), (1, 4, 4)) * 0.6 + 0.2
 
 
+class CountedJudge(Judge):
+    """Counts the points it is asked about, and what its batches are padded to."""
+
+    asked = padding = 0
+
+    def confirm(self, x: Tensor, y: Tensor, target: Tensor, p: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        before = Counting.forwards
+        found = super().confirm(x, y, target, p, eps)
+        CountedJudge.asked += len(x)
+        CountedJudge.padding += Counting.forwards - before - len(x)
+        return found
+
+
 class Bench:
     """A judge of the counting model, and samples of it."""
 
     def __init__(self, threat: str, count: int, goal: str = "untargeted") -> None:
-        self.x, self.judge = images(count), Judge(Classifier(Counting()), load_threat(threat), Goal(goal))
+        self.x, self.judge = images(count), CountedJudge(Classifier(Counting()), load_threat(threat), Goal(goal))
         logits = self.judge.logits(self.x)
         y, index = logits.argmax(1), torch.arange(count)
         target = self.judge.goal.targets(y, index, 3, 0)
         eps = torch.full((count,), float_below(self.judge.threat.eps), dtype=torch.float64)
         self.samples = Samples(index, y, target, logits, eps, lambda at: self.x[at])
-        Counting.forwards = Counting.backwards = 0
+        Counting.forwards = Counting.backwards = CountedJudge.asked = CountedJudge.padding = 0
 
     def run(self, attack: Any, at: list[int] | None = None, **options: Any) -> Outcome:
         """Outcomes in the order of the samples."""
@@ -136,13 +149,15 @@ def test_counts_are_those_of_an_independent_counter() -> None:
     bench = Bench("linf:0.5", 32)
     found = bench.run(Together(), stop="smallest", batch_size=16)
     assert int(found.gradients.sum()) == Counting.backwards == 32 * 10
-    assert int(found.queries.sum()) == Counting.forwards == 32 * 11
+    assert Counting.forwards - CountedJudge.padding - CountedJudge.asked == 32 * 10
+    assert found.queries.tolist() == [11] * 32, "of what the Judge asks one counts, for what is delivered"
+    assert 32 < CountedJudge.asked < 32 * 11, "every nearer point is judged, and every last one"
     assert bench.judge.classifier.backwards == Counting.backwards
 
     bench = Bench("linf:0.01", 3)
     found = bench.run(Alone(), stop="smallest")
-    assert Counting.forwards == int(found.queries.sum()) + 3 * 15, "the Judge's batches are padded to 16"
-    assert set(found.queries.tolist()) == {30 * 5 + 1}
+    assert Counting.forwards - CountedJudge.padding - CountedJudge.asked == 3 * 30 * 5
+    assert found.queries.tolist() == [30 * 5 + 1] * 3
     assert int(found.gradients.sum()) == Counting.backwards == 0
 
 
@@ -153,8 +168,7 @@ def test_counts_are_those_of_an_independent_counter() -> None:
 def test_counts_of_foolboxs_attacks(name: str, options: dict[str, Any]) -> None:
     bench = Bench("l1:0.001" if name == "sparse-l1-descent" else "l2:0.001", 16)
     found = bench.run(FoolboxAttack(name, **options), stop="smallest")
-    judged = 16 * (1 if FoolboxAttack(name, **options).together else 16)
-    assert int(found.queries.sum()) - 16 == Counting.forwards - judged
+    assert int(found.queries.sum()) == Counting.forwards - CountedJudge.padding - CountedJudge.asked + 16
     assert int(found.gradients.sum()) == Counting.backwards > 0
     bench = Bench("l2:9", 3)
     found = bench.run(FoolboxAttack("carlini-wagner", steps=20, binary_search_steps=3, initial_const=1), stop="smallest")
@@ -234,7 +248,7 @@ def test_a_minimum_norm_attack_that_ends_on_the_boundary_is_pushed_over_it(short
     bench = Bench("linf:0.5", 20)
     found = bench.run(Onto(), stop="smallest")
     clear = found.queries == 1 + queries
-    assert int(clear.sum()) >= 18
+    assert int(clear.sum()) >= 14  # rounding takes some over it
     assert bool((found.success[clear] == (short < 0.1)).all())
     assert not bool(found.success[(found.queries == 5)].any()) or short < 0.1
 
@@ -340,7 +354,7 @@ def test_a_curve_takes_one_run_of_a_minimum_norm_attack(go: Any, small_units: in
     run = go(**options)
     rows = run.summary()["stages"]
     assert [row["name"] for row in rows] == ["foolbox:ddn radius"]
-    assert rows[0]["queries"] <= rows[0]["received"] * (30 + 1 + SHRINKS)
+    assert rows[0]["queries"] <= rows[0]["received"] * (2 * 30 + 1 + SHRINKS)  # a step's point is judged where it is nearer
     points = [point["robust_accuracy"] for point in run.summary()["curve"]]
     assert None not in points
     assert points == sorted(points, reverse=True)

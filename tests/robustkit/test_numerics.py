@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustkit.core.comparisons import MARGIN, clear_margin, float32_below, float_below, margins, within
+from robustkit.core.comparisons import float32_below, float_below, within
 from robustkit.numerics import PAD, exact_mode, pad_rows, padded
 
 FRACTIONS = st.one_of(
@@ -62,19 +62,6 @@ def test_within_refuses_what_is_no_number() -> None:
     sizes = torch.tensor([math.nan, math.inf, 0.0], dtype=torch.float64)
     assert within(sizes, Fraction(1)).tolist() == [False, False, True]
     assert within(torch.tensor([0.1], dtype=torch.float32), Fraction(1, 10)).tolist() == [False]  # 0.1 in float32 is above 1/10
-
-
-def test_margins_of_ties_and_what_is_no_number() -> None:
-    logits = torch.tensor(
-        [[1.0, 3, 2], [3, 1, 3], [3, 3, 1], [math.nan, 1, 9], [-math.inf, 1, 9], [1, math.inf, 0], [-5, -7, -6]], dtype=torch.float32
-    )
-    y = torch.tensor([1, 0, 1, 2, 2, 1, 0])
-    assert margins(logits, y).tolist() == [-1, 0, 0, math.inf, math.inf, math.inf, -1]
-
-
-def test_clear_margin_grows_with_the_logits() -> None:
-    found = clear_margin(torch.tensor([[0.0, 0], [-1000, 5], [math.nan, math.inf]]))
-    assert found.tolist() == pytest.approx([MARGIN, 1001 * MARGIN, MARGIN])
 
 
 def _flags() -> tuple[object, ...]:

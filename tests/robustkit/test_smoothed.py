@@ -148,7 +148,9 @@ def test_a_certificate_of_the_other_aggregate_is_refused() -> None:
 def rows_of(x: Tensor, y: Tensor) -> Rows:
     none = torch.full_like(y, -1)
     eps = torch.full(y.shape, 0.5, dtype=torch.float64)
-    return Rows(torch.arange(len(y)), 0 * none, x, y, none, eps, streams.row_keys(3, "rows", torch.arange(len(y))), 0 * none)
+    return Rows(
+        torch.arange(len(y)), 0 * none, x, y, none, eps, streams.row_keys(3, "rows", torch.arange(len(y))), 0 * none, torch.ones(len(y))
+    )
 
 
 @pytest.mark.parametrize("aggregate", ["vote", "mean"])
@@ -158,7 +160,7 @@ def test_attacks_climb_the_loss_of_the_mean_score(aggregate: str) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 3)).double().float()
     model = smoothed(Classifier(network, classes=3), Smoothing(number("0.5"), draws=7, aggregate=aggregate))  # type: ignore[arg-type]
     x, y = torch.rand(5, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1])
-    view = GradientView(model, load_threat("l2:0.5"), Goal(), keep="best")
+    view = GradientView(Judge(model, load_threat("l2:0.5"), Goal()), keep="best")
     view.rows = rows_of(x, y)
     view.book = view.open(view.rows)
     keys = view._keys(7)

@@ -169,3 +169,62 @@ def test_the_best_certificate_and_its_stage_are_kept() -> None:
     lower, stage = held.lower_of("deterministic")
     assert lower[:2].tolist() == [0.2, 0.3]
     assert stage[:2].tolist() == [2, 1]
+
+
+# ---- adversarial examples by rounding
+
+
+def test_a_witness_by_rounding_takes_one_proof_and_its_kind_spares_nobody_any_more() -> None:
+    held = evidence()
+    eps = Fraction(1, 10)
+    proved(held, [0, 1, 2], [0.3, 0.3, 0.3])
+    assert held.to_attack(eps).tolist() == [3, 4, 5]
+    broke(held, [0], [0.05])
+    assert held.to_ask64().tolist() == [0]
+    held.answered64(np.array([0]), np.array([True]))
+    assert held.to_ask64().tolist() == []
+    assert held.contradicted() == []
+    assert held.lost_by_rounding() == 1
+    assert held.lower.tolist() == [0, 0.3, 0.3, 0, 0, 0]
+    assert held.certified_accuracy(eps) == pytest.approx(2 / N)
+    assert held.open_at(eps).tolist() == [3, 4, 5]
+    assert held.to_attack(eps).tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_witness_by_rounding_contradicts_a_proof_of_the_float32_logits() -> None:
+    held = evidence()
+    proved(held, [0, 1], [0.3, 0.3], guarantee="floating-point")
+    broke(held, [0], [0.05])
+    held.answered64(held.to_ask64(), np.array([True]))
+    assert held.contradicted() == [2]
+    assert held.lower.tolist() == [0] * N
+
+
+def test_a_witness_that_float64_confirms_contradicts() -> None:
+    held = evidence()
+    proved(held, [0, 1], [0.3, 0.3])
+    broke(held, [0], [0.05])
+    held.answered64(held.to_ask64(), np.array([False]))
+    assert held.contradicted() == [2]
+    assert held.spared
+    assert held.lost_by_rounding() == 0
+
+
+def test_a_nearer_witness_is_asked_anew() -> None:
+    held = evidence()
+    proved(held, [0], [0.3])
+    broke(held, [0], [0.2])
+    held.answered64(np.array([0]), np.array([True]))
+    broke(held, [0], [0.1])
+    assert held.to_ask64().tolist() == [0]
+    held.answered64(np.array([0]), np.array([False]))
+    assert held.contradicted() == [2]
+
+
+def test_proofs_of_the_float32_logits_go_on_sparing() -> None:
+    held = evidence()
+    held.spared = False
+    proved(held, [0], [0.3], guarantee="floating-point")
+    proved(held, [1], [0.3], stage=3)
+    assert held.to_attack(Fraction(1, 10)).tolist() == [1, 2, 3, 4, 5]
+    assert held.open_at(Fraction(1, 10)).tolist() == [2, 3, 4, 5]

@@ -13,8 +13,9 @@ from robustkit.certify import IBP
 from robustkit.classifier import Classifier
 from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput
+from robustkit.evaluation.certify_images import certify_images
 from robustkit.threats import Linf
-from robustkit.verdict.proof import certify_images, largest_radius, prove
+from robustkit.verdict.proof import largest_radius, prove
 
 
 @pytest.fixture(autouse=True)
@@ -91,15 +92,15 @@ def test_margins_near_zero_are_decided_in_float64() -> None:
 
 
 def test_the_recheck_works_on_a_real_network() -> None:
-    """Logits of 1e4 whose margin float32 cannot hold: only float64 sees its sign."""
+    """Logits of 1e4 whose margin float32 hardly holds: only float64 sees the sign of its bound."""
     module = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
     with torch.no_grad():
-        module[1].weight.copy_(torch.tensor([[1e4, 1e-4], [1e4, 0.0]]))  # type: ignore[union-attr, operator]
-        module[1].bias.copy_(torch.tensor([0.0, 5e-5]))  # type: ignore[union-attr, operator]
+        module[1].weight.copy_(torch.tensor([[1e4, 2e-3], [1e4, 0.0]]))  # type: ignore[union-attr, operator]
+        module[1].bias.copy_(torch.tensor([0.0, 7e-4]))  # type: ignore[union-attr, operator]
     x = torch.tensor([[0.7, 0.9], [0.7, 0.1]]).view(2, 1, 1, 2)
     certificate = IBP()(module, x, torch.tensor([0, 0]), threat=Linf("0.01"))
     assert certificate.radius.tolist() == [float_below(Fraction(1, 100)), -torch.inf]
-    assert float(certificate.margin[0]) == pytest.approx(0.89e-4 - 5e-5, rel=1e-3)
+    assert float(certificate.margin[0]) == pytest.approx(0.89 * 2e-3 - 7e-4, rel=1e-3)
 
 
 def test_budgets_are_rounded_down() -> None:

@@ -1,0 +1,1 @@
+"""Everything that moves a point in search of an adversarial example."""
