@@ -106,6 +106,6 @@ class _Bound:
     def _blocks(self, at: Tensor, x: Tensor, eps: Tensor) -> Iterator[tuple[Tensor, int, Region]]:
         """Positions of a whole block of the samples at `at`, how many of them are no repetition, and their input sets."""
         rows = BLOCK["cpu" if self.device.type == "cpu" else "cuda"]
-        for some in torch.split(at, rows):
+        for some in torch.split(at, rows) if len(at) else ():
             block = pad_rows(some, rows)
             yield block, len(some), Region.around(x[block], eps[block], self.norm)
