@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from robustkit import load_data, load_model, registry
 from robustkit.certify import Crown, CrownIBP, backward, crown_margins, ops, relax, trace
-from robustkit.certify.binding import BLOCK
 from robustkit.certify.graph import Network
 from robustkit.certify.interval import Interval, interval_margins
 from robustkit.certify.region import Region
@@ -83,23 +82,22 @@ def test_never_worse_than_intervals(
     assert bool((found >= plain.scatter(1, y[:, None], torch.inf).amin(1) - SLACK).all())
 
 
+@pytest.mark.invariance
 @pytest.mark.parametrize("name", ["strides", "relu", "residual"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_neither_batch_nor_place_changes_a_bound(
     dtype: torch.dtype, name: str, make_network: Callable[..., Made], sample: Callable[..., Tensor]
 ) -> None:
-    """In float32 to the last bit; in float64, where only proofs near zero are checked again, up to rounding."""
     module, shape = make_network(name)
     bound = Crown().bind(Classifier(module.to(dtype)), Linf("0.1"))
     x, y, eps = sample(shape, 70).to(dtype), torch.arange(70) % 3, torch.linspace(0, 0.3, 70, dtype=torch.float64)
     whole = bound(x, y, eps)
-    close = 0.0 if dtype == torch.float32 else 1e-12
     assert len(whole) == 70 and len(bound(x[:0], y[:0], eps[:0])) == 0
     for rows in (1, 16, 47):
         parts = torch.cat([bound(*part) for part in zip(x.split(rows), y.split(rows), eps.split(rows))])
-        torch.testing.assert_close(parts, whole, atol=close, rtol=close)
+        assert torch.equal(parts, whole)
     order = torch.randperm(70, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(bound(x[order], y[order], eps[order]), whole[order], atol=close, rtol=close)
+    assert torch.equal(bound(x[order], y[order], eps[order]), whole[order])
 
 
 def test_rows_that_only_fill_a_batch_up_cost_nothing(
@@ -118,7 +116,7 @@ def test_rows_that_only_fill_a_batch_up_cost_nothing(
     x, y = sample(shape, 6).float(), torch.arange(6) % 3
     whole = bound(x, y, full(6, 0.1))
     filled = bound(torch.cat([x, x[-1:].expand(42, *shape)]), torch.cat([y, y[-1:].expand(42)]), full(48, 0.1))
-    assert seen[0] == seen[1] and seen[0][0] == BLOCK["cpu"] and len(seen) == 2
+    assert len(seen) == 2 and seen[0] == seen[1] and seen[0][1] <= 6
     assert torch.equal(filled[:6], whole) and torch.equal(filled[6:], whole[-1:].expand(42))
 
 

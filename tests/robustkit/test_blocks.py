@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -364,19 +365,26 @@ def test_a_curve_takes_one_run_of_a_minimum_norm_attack(go: Any, small_units: in
     go.same(run, go(**options, batch_size=16))
 
 
-def test_a_run_cut_short_ends_with_the_same_result(go: Any, small_units: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"threat": "l2:0.6", "certifiers": ["none"], "attacks": ["foolbox:boundary,steps=20"], "data": "digits:n=40"}
-    whole = go(**options)
-    ticks = [0]
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_a_run_cut_short_ends_with_the_same_result(
+    share: float, go: Any, small_units: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut before anything is finished, and between its units; the budget is so large that every processor finds hits."""
+    options = {"threat": "l2:3", "certifiers": ["none"], "attacks": ["foolbox:boundary,steps=20"], "data": "digits:n=40"}
+    ticks, last = [0], [sys.maxsize]
 
     def tick(self: Clock, finished: int = 0) -> None:
         ticks[0] += 1
-        if ticks[0] == 1500:
+        if ticks[0] > last[0]:
             raise OutOfTime("cut")
 
     with monkeypatch.context() as patch:
         patch.setattr(Clock, "tick", tick)
+        whole = go(**options)
+        assert len(go.witnesses(whole)["index"]) > 1
+        last[0], ticks[0] = int(share * ticks[0]), 0
         cut = go(**options, out=tmp_path / "cut")
     assert cut.status == "incomplete"
-    assert 0 < len(list((tmp_path / "cut" / "units").glob("01-*/*.safetensors"))) < 3
+    units = len(list((tmp_path / "cut" / "units").glob("01-*/*.safetensors")))
+    assert units == 0 if share == 0 else 0 < units < 3
     go.same(whole, go(**options, out=tmp_path / "cut"))
