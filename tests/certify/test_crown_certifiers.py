@@ -83,6 +83,7 @@ def test_never_worse_than_intervals(
 
 
 @pytest.mark.invariance
+@pytest.mark.invariance
 @pytest.mark.parametrize("name", ["strides", "relu", "residual"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_neither_batch_nor_place_changes_a_bound(

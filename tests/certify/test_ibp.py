@@ -100,6 +100,7 @@ def test_the_ball_is_bounded_better_than_its_box(make_network: Callable[..., Mad
 
 
 @pytest.mark.invariance
+@pytest.mark.invariance
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_neither_batch_nor_place_changes_a_bit(threads: int, dtype: torch.dtype) -> None:

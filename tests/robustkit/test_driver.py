@@ -51,6 +51,7 @@ CASES: dict[str, tuple[Attack, Threat, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.invariance
 @pytest.mark.parametrize("case", CASES)
 def test_results_do_not_depend_on_the_batch_size(case: str) -> None:
     attack, threat, options = CASES[case]
@@ -77,6 +78,7 @@ SHORT = {
 """Specification and threat of attacks that the first two defaults do not fit."""
 
 
+@pytest.mark.invariance
 @pytest.mark.parametrize("name", sorted(set(registry.table("attack"))))
 def test_every_attack_gives_the_same_in_any_batch(name: str) -> None:
     spec, threat = SHORT.get(name, (name, "linf:0.02"))
