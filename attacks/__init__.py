@@ -18,15 +18,19 @@ if TYPE_CHECKING:
     from robustkit.attacks.fgsm import FGSM as FGSM
     from robustkit.attacks.foolbox import FoolboxAttack as FoolboxAttack
     from robustkit.attacks.guided_pgd import GuidedPGD as GuidedPGD
+    from robustkit.attacks.image_walk import ImageWalk as ImageWalk
     from robustkit.attacks.latent_descent import LatentDescent as LatentDescent
     from robustkit.attacks.local_variance import LocalVariance as LocalVariance
     from robustkit.attacks.mi_fgsm import MIFGSM as MIFGSM
     from robustkit.attacks.nes import NES as NES
+    from robustkit.attacks.noise import Noise as Noise
     from robustkit.attacks.pgd import PGD as PGD
+    from robustkit.attacks.readout import ReadoutSquare as ReadoutSquare
     from robustkit.attacks.rotation import RotationSearch as RotationSearch
     from robustkit.attacks.second_order import SecondOrder as SecondOrder
     from robustkit.attacks.square import Square as Square
     from robustkit.attacks.stadv import StAdv as StAdv
+    from robustkit.attacks.stand_in import StandIn as StandIn
     from robustkit.attacks.universal import Universal as Universal
 
 TABLE = {
@@ -40,6 +44,10 @@ TABLE = {
     "apgd-l1": "robustkit.attacks.apgd_l1:APGDL1",
     "fab": "robustkit.attacks.fab:FAB",
     "square": "robustkit.attacks.square:Square",
+    "image-walk": "robustkit.attacks.image_walk:ImageWalk",
+    "readout": "robustkit.attacks.readout:ReadoutSquare",
+    "stand-in": "robustkit.attacks.stand_in:StandIn",
+    "noise": "robustkit.attacks.noise:Noise",
     "nes": "robustkit.attacks.nes:NES",
     "boundary": "robustkit.attacks.boundary:Boundary",
     "rotation": "robustkit.attacks.rotation:RotationSearch",
@@ -69,12 +77,16 @@ __all__ = [
     "Envelope",
     "FoolboxAttack",
     "GuidedPGD",
+    "ImageWalk",
     "LatentDescent",
     "LocalVariance",
+    "Noise",
+    "ReadoutSquare",
     "RotationSearch",
     "SecondOrder",
     "Square",
     "StAdv",
+    "StandIn",
     "Transfer",
     "Universal",
 ]

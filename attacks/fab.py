@@ -79,13 +79,13 @@ class FAB(Attack):
     def step(self, rows: Rows, state: State, view: GradientView, threat: Threat) -> State:  # type: ignore[override]
         p = state["p"]
         if threat.name != "linf":
-            nearer = choose(margins(view.scores(p), rows.y) > 0, p * self.back, p)
+            nearer = choose(margins(view.scores(p), rows.y) >= 0, p * self.back, p)
             gradient, value = view.gradient(nearer, margin)
         else:
             crossed = torch.zeros_like(rows.attempt, dtype=torch.bool)
 
             def towards(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-                crossed.copy_(margins(logits.detach(), y) > 0)
+                crossed.copy_(margins(logits.detach(), y) >= 0)
                 return margin(logits, y, target)
 
             gradient, value = view.gradient(p, towards)

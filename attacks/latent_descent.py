@@ -83,7 +83,7 @@ class LatentDescent(Attack):
 
     def step(self, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
         p, way, low, high = (state[name] for name in ("p", "way", "low", "high"))
-        hit = view.goal.margin(view.scores(p), rows.y, rows.target) > 0
+        hit = view.goal.hit(view.goal.margin(view.scores(p), rows.y, rows.target))
         size = threat.size(rows.x, p)
         nearer = hit & (size < high)
         best, high = choose(nearer, p, state["best"]), torch.where(nearer, size, high)

@@ -64,7 +64,7 @@ class Square(Attack):
 
     def step(self, rows: Rows, state: State, view: ScoreView, threat: Threat) -> State:  # type: ignore[override]
         p = state["p"]
-        loss = margin(view.scores(p), rows.y, rows.target)
+        loss = margin(self.ask(p, rows, view, threat), rows.y, rows.target)
         better = loss > state["loss"]
         state = state | {"best": overwrite(better, p, state["best"]), "loss": torch.where(better, loss, state["loss"])}
         if threat.name == "linf":
@@ -75,6 +75,10 @@ class Square(Attack):
         if square_bumps.oversteps(p.shape[1], order):
             ahead = threat.project(rows.x, ahead, rows.eps)
         return state | {"p": ahead, "spare": spare}
+
+    def ask(self, p: Tensor, rows: Rows, view: ScoreView, threat: Threat) -> Tensor:
+        """(R,K) scores at p that the search goes by."""
+        return view.scores(p)
 
     def _move_window(self, rows: Rows, best: Tensor, least: int) -> Tensor:
         """Another window of each row set to its limits, the lower or the upper ones: pushed beyond any, and cut off."""

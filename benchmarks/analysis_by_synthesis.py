@@ -23,8 +23,8 @@ from robustkit.certify import SynthesisBound
 from robustkit.classifier import Classifier
 from robustkit.data import Data
 from robustkit.defenses.distal import distal
+from robustkit.evaluation.certify_images import certify_images
 from robustkit.models.synthesising import Synthesising
-from robustkit.verdict.proof import certify_images
 
 NAIVE = ["fgsm", "pgd:steps=20"]
 SQUARE = "square:queries=200"

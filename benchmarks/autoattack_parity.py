@@ -71,7 +71,7 @@ def ours(classifier: Classifier, x: torch.Tensor, y: torch.Tensor, threat: Threa
         with tempfile.TemporaryDirectory() as folder:
             options: dict[str, Any] = {"certifiers": certifiers, "seed": seed, "out": f"{folder}/run", "device": str(classifier.device)}
             done = robustkit.evaluate(classifier, (x, y), threat, progress=False, report=False, **options)
-            return {s["name"]: s["robust_accuracy"] for s in done.summary()["stages"]}
+            return {s["name"]: s["robust_accuracy_at_most"] for s in done.summary()["stages"]}
 
     return run
 

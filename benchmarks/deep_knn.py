@@ -78,7 +78,7 @@ def robustness(model: str, data: Data, eps: str, out: str) -> None:
                 options: dict[str, Any] = {"attacks": ATTACKS, "certifiers": ["none"], "goal": "accepted-error"}
                 options |= {"adaptive": adaptive, "report": False}
                 folder = f"{out}/{budget}-{reject}-{adaptive}"
-                robust[adaptive] = rk.evaluate(knn, data, f"linf:{budget}", out=folder, **options).summary()["robust_accuracy"]
+                robust[adaptive] = rk.evaluate(knn, data, f"linf:{budget}", out=folder, **options).summary()["robust_accuracy_at_most"]
             shares = (float(right.float().mean()), transferred, robust["off"], robust["auto"], accuracy(base.logits(crafted), y))
             print(f"| {budget} | {float(reject):.0%} |" + "".join(f" {share:.2f} |" for share in shares), flush=True)
 

@@ -47,7 +47,7 @@ def measure(arguments: argparse.Namespace, n: int) -> dict[str, Any]:
             command += ["--data-root", arguments.data_root]
         found, text = peak(command)
     held = data.values.element_size() * data.values.nelement()
-    return {"n": n, "peak": found, "images": held, "beyond": found - held, "robust_accuracy": json.loads(text)["robust_accuracy"]}
+    return {"n": n, "peak": found, "images": held, "beyond": found - held, "robust_accuracy": json.loads(text)["robust_accuracy_at_most"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

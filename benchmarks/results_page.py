@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustkit.report.wording import bounds, percent, short
+from robustkit.summary import interval
 
 Summary = dict[str, Any]
 """summary.json, and the `command` that made it."""
@@ -27,13 +28,18 @@ COMPARED = FIGURES[: FIGURES.index("published")]
 def verdict(row: Row, found: dict[str, Summary]) -> str:
     """A row's figures in words."""
     name, best = strongest(found)
-    robust, reach, n = float(best["robust_accuracy"]), best["interval95"]["robust_accuracy"], int(best["data"]["n"])
+    robust, n = float(best["robust_accuracy_at_most"]), int(best["data"]["n"])
+    reach = interval(robust, n)
     naive = found.get("naive")
     words = []
+    if best["not_established"]:
+        words.append(f"**not established** ({best['not_established'].partition(':')[0]})")
+    elif not best["checked"]:
+        words.append("not checked")
     if robust < 0.1:
         words.append(f"**does not hold**: {percent(robust, n)} left")
-    if naive is not None and reach[1] < float(naive["robust_accuracy"]):
-        lost = float(naive["robust_accuracy"]) - robust
+    if naive is not None and reach[1] < float(naive["robust_accuracy_at_most"]):
+        lost = float(naive["robust_accuracy_at_most"]) - robust
         words.append(f"PGD-40 flatters it by {100 * lost:.1f} points")
     proven = max(float(one["certified_accuracy"]) for one in found.values())
     if proven:
@@ -57,7 +63,7 @@ def verdict(row: Row, found: dict[str, Summary]) -> str:
 
 def strongest(found: dict[str, Summary]) -> tuple[str, Summary]:
     """The run that leaves least, the later one of equals."""
-    return min(reversed(found.items()), key=lambda entry: float(entry[1]["robust_accuracy"]))
+    return min(reversed(found.items()), key=lambda entry: float(entry[1]["robust_accuracy_at_most"]))
 
 
 def attack_test(summary: Summary) -> dict[str, str] | None:
@@ -80,8 +86,10 @@ def bracket(summary: Summary | None) -> str:
         return "as `standard`"
     n = int(summary["data"]["n"])
     if all(stage["kind"] != "certifier" for stage in summary["stages"]):
-        return f"at most {percent(summary['robust_accuracy'], n)}"
-    ends = bounds([summary["certified_accuracy"], summary["robust_accuracy"]], n).replace("–", " – ") + " %"
+        return f"at most {percent(summary['robust_accuracy_at_most'], n)}"
+    ends = bounds([summary["certified_accuracy"], summary["robust_accuracy_at_most"]], n).replace("–", " – ") + " %"
+    if summary["not_established"]:
+        ends = f"{percent(summary['certified_accuracy'], n)} – not established"
     for kind in ("statistical", "conditional"):
         if summary[f"certified_{kind}"]:
             ends += f" ({percent(summary[f'certified_{kind}'], n)} certified, {kind})"
@@ -92,7 +100,7 @@ def cells(row: Row, found: dict[str, Summary]) -> list[str]:
     """One line of the table of figures."""
     best = strongest(found)[1]
     n = int(best["data"]["n"])
-    naive = percent(found["naive"]["robust_accuracy"], n) if "naive" in found else "–"
+    naive = percent(found["naive"]["robust_accuracy_at_most"], n) if "naive" in found else "–"
     queries = [f"{kind} {short(sum(stage['queries'] or 0 for stage in one['stages']) / n)}" for kind, one in found.items()]
     return [
         row.name,
@@ -102,7 +110,7 @@ def cells(row: Row, found: dict[str, Summary]) -> list[str]:
         naive,
         bracket(found["standard"]),
         bracket(found.get("adaptive")),
-        bounds(best["interval95"]["robust_accuracy"], n),
+        "–" if best["not_established"] else bounds(best["interval95"]["robust_accuracy"], n),
         percent(row.claim) if row.claim is not None else "–",
         verdict(row, found),
         surface(found),
@@ -131,7 +139,8 @@ def beside(first: dict[str, Summary], second: dict[str, Summary]) -> str:
     words = []
     for name in ("clean", "robust"):
         key = f"{name}_accuracy"
-        low, high = one["interval95"][key]
+        key = "robust_accuracy_at_most" if name == "robust" else key
+        low, high = interval(float(one[key]), int(one["data"]["n"]))
         apart = 100 * (float(other[key]) - float(one[key]))
         words.append(f"{name} {apart:+.1f} points{'' if low <= float(other[key]) <= high else ', outside the 95 % interval of the first'}")
     return "; ".join(words)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from robustkit.certify import ops
 from robustkit.certify.forms import Dense, Form, Groups, Windows, densify
-from robustkit.fastlinear import linear
+from robustkit.certify.products import convolved
+from robustkit.certify.products import product as times
 
 AdjointRule = Callable[[Any, Form, list[tuple[int, ...]], tuple[int, ...], Groups], list[Form]]
 ADJOINT_RULES: dict[type[ops.Op], AdjointRule] = {}
@@ -59,7 +60,7 @@ def product(op: ops.Affine, form: Form, inputs: list[tuple[int, ...]], result: t
 
 @adjoint_rule(ops.Linear)
 def _linear(op: ops.Linear, form: Form, inputs: list[tuple[int, ...]], result: tuple[int, ...], groups: Groups) -> list[Form]:
-    return [Dense(linear(densify(form, result, groups).coef, op.weight.t()))]
+    return [Dense(times(densify(form, result, groups).coef, op.weight.t()))]
 
 
 @adjoint_rule(ops.Reshape)
@@ -101,7 +102,7 @@ def _windows(op: ops.Conv, form: Windows, shape: tuple[int, ...], groups: Groups
             matrix = transposed(op, unit, (0, 0), out).flatten(1)
             if not op.weight.requires_grad:
                 op.matrices[form.size] = matrix
-        coef = (form.coef.flatten(1) @ matrix).view(-1, shape[0], *out)
+        coef = times(form.coef.flatten(1), matrix.t()).view(-1, shape[0], *out)
     else:
         coef = transposed(op, form.coef, (0, 0), out)
     stride = (form.stride[0] * op.stride[0], form.stride[1] * op.stride[1])
@@ -120,9 +121,9 @@ def transposed(op: ops.Conv, coef: Tensor, before: tuple[int, ...], size: tuple[
     if step == op.stride[1] and step > 1 and op.groups == 1 and op.dilation == (1, 1):
         weight = op.interleaved
         reach = weight.shape[2] - 1
-        whole = F.pixel_shuffle(F.conv2d(coef, weight, padding=reach), step)
+        whole = F.pixel_shuffle(convolved(lambda x: F.conv2d(x, weight, padding=reach), coef, weight), step)
     else:
-        whole = F.conv_transpose2d(coef, op.weight, None, op.stride, 0, 0, op.groups, op.dilation)
+        whole = convolved(lambda x: F.conv_transpose2d(x, op.weight, None, op.stride, 0, 0, op.groups, op.dilation), coef, op.weight)
     missing = [max(0, b + n - have) for b, n, have in zip(before, size, whole.shape[2:])]
     if any(missing):  # values that no window of the convolution reaches
         whole = F.pad(whole, (0, missing[1], 0, missing[0]))

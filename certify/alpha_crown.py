@@ -12,13 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustkit.certify.backward import bound_margins, bound_nodes
+from robustkit.certify.backward import State, bound_margins, bound_nodes, prepare
 from robustkit.certify.binding import Propagating
 from robustkit.certify.crown_ibp import CrownIBP
 from robustkit.certify.graph import Network
 from robustkit.certify.optimise import optimise
 from robustkit.certify.region import Region
 from robustkit.certify.relaxed import check_relaxations
+from robustkit.certify.starts import other_classes
 from robustkit.errors import BadInput
 
 
@@ -55,18 +56,23 @@ class AlphaCrown(Propagating):
     def check(self, network: Network) -> None:
         check_relaxations(network)
 
-    def margins(self, network: Network, region: Region, y: Tensor) -> Tensor:
-        margins, state, left, others = CrownIBP().start(network, region, y)
-        if state is None:
-            return margins.amin(1)
+    def intervals(self, network: Network, region: Region, y: Tensor) -> Tensor:
+        return CrownIBP().intervals(network, region, y)
+
+    def margins(self, network: Network, region: Region, y: Tensor, known: Tensor, real: int) -> Tensor:
+        state, others = prepare(network, region, real), other_classes(y, network.classes)
         bound_nodes(state, "adaptive")
-        found = torch.maximum(margins[left], bound_margins(state, y[left], others[left], state.relax("adaptive")))
-        margins[left] = found
-        worst = margins.amin(1)
-        fresh = torch.ones_like(left, dtype=torch.bool)
-        fresh[1:] = left.diff() > 0  # positions repeat where they are few
-        opened = (fresh & (found <= 0).any(1) & torch.isfinite(found).all(1)).nonzero()[:, 0]
-        rows = left[opened]
-        options = {"steps": self.steps, "rate": self.lr, "hidden": self.intermediate == "optimised"}
-        worst[rows] = optimise(state.pick(opened), y[rows], others[rows], found[opened], **options)  # type: ignore[arg-type]
-        return worst
+        found = torch.maximum(known, bound_margins(state, y, others, state.relax("adaptive")))
+        return climbed(self, state, y, others, found)
+
+
+def climbed(method: AlphaCrown, state: State, y: Tensor, others: Tensor, margins: Tensor) -> Tensor:
+    """(N,) the worst of margins (N, K-1), after an ascent where that is open."""
+    worst = margins.amin(1)
+    opened = ((margins <= 0).any(1) & torch.isfinite(margins).all(1)).nonzero()[:, 0]
+    opened = opened if state.real is None else opened[opened < state.real]
+    hidden = method.intermediate == "optimised"
+    worst[opened] = optimise(
+        state.pick(opened), y[opened], others[opened], margins[opened], steps=method.steps, rate=method.lr, hidden=hidden
+    )
+    return worst

@@ -48,6 +48,8 @@ class State:
     """Of every node, valid on the region."""
     errors: dict[int, Tensor] | None = None
     """Rounding errors (N, *shape) of the deployed network at every node (rounding.py), None for bounds in real arithmetic."""
+    real: int | None = None
+    """The first so many samples count, the others fill a block up: their neurons are not bounded backward. None: all do."""
 
     def pick(self, where: Tensor) -> State:
         """The samples at positions `where`."""
@@ -112,12 +114,12 @@ def _less(bound: Tensor | None, form: Form, error: Tensor, groups: Groups) -> Te
     return -lost if bound is None else bound - lost
 
 
-def prepare(network: Network, region: Region) -> State:
-    """Values at the reference point; no intervals yet."""
+def prepare(network: Network, region: Region, real: int | None = None) -> State:
+    """Values at the reference point; no intervals yet. `real`: see State."""
     values = [region.at]
     for node in network.nodes[1:]:
         values.append(node.op.forward(*(values[i] for i in node.inputs)))
-    return State(network, region, values)
+    return State(network, region, values, real=real)
 
 
 def bound_nodes(state: State, tighten: Choice | None, until: int | None = None) -> None:
@@ -171,12 +173,14 @@ def tightenable(network: Network, region: Region) -> set[int]:
 
 
 def unstable(state: State, number: int) -> Tensor:
-    """(N, n) which values of a node the relaxations that use it would gain from a tighter interval of."""
+    """(N, n) which values of a node the relaxations that use it would gain from a tighter interval of; none of samples that fill up."""
     low, high = state.ends(number)
     users = [state.network.nodes[n] for n in state.nonlinear if number in state.network.nodes[n].inputs]
     found = torch.zeros_like(low, dtype=torch.bool)
     for node in users:
         found |= loose(node, low, high)
+    if state.real is not None:
+        found[state.real :] = False
     return found.flatten(1)
 
 
@@ -189,7 +193,7 @@ def tightened(state: State, number: int, lines: dict[int, Relaxed]) -> None:
     merged = state.errors is None
     forms = unit_forms(state.network, state.region.at, number, where, merged=merged)
     found = [pull(state, form, start, groups, lines) for form, start, groups in forms]
-    state.intervals[number] = narrowed(state, number, where, torch.cat(found))
+    state.intervals[number] = narrowed(state, number, where, torch.cat(found)[: len(where)])
 
 
 def narrowed(state: State, number: int, where: Tensor, bounds: Tensor, through: bool = False) -> Interval:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from robustkit.certify import ops
-from robustkit.certify.backward import bound_margins, bound_nodes
+from robustkit.certify.backward import bound_margins, bound_nodes, prepare
 from robustkit.certify.binding import graph_of
 from robustkit.certify.crown_ibp import CrownIBP
 from robustkit.certify.graph import Network
 from robustkit.certify.region import Region
+from robustkit.certify.starts import other_classes
 
 if TYPE_CHECKING:
     from robustkit.classifier import Classifier
@@ -44,10 +45,8 @@ class Crown(CrownIBP):
         neurons = [nodes[i].shape for node in nodes for i in node.inputs if not isinstance(node.op, (ops.Affine, ops.Input))]
         return max(self.cost, sum(torch.Size(shape).numel() for shape in neurons) / 8)
 
-    def margins(self, network: Network, region: Region, y: Tensor) -> Tensor:
-        margins, state, left, others = self.start(network, region, y)
-        if state is not None:
-            bound_nodes(state, self.slope)
-            found = bound_margins(state, y[left], others[left], state.relax(self.slope))
-            margins[left] = torch.maximum(margins[left], found)
-        return margins.amin(1)
+    def margins(self, network: Network, region: Region, y: Tensor, known: Tensor, real: int) -> Tensor:
+        state = prepare(network, region, real)
+        bound_nodes(state, self.slope)
+        found = bound_margins(state, y, other_classes(y, network.classes), state.relax(self.slope))
+        return torch.maximum(known, found).amin(1)

@@ -13,15 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustkit.certify.backward import State, bound_margins, bound_nodes, prepare
-from robustkit.certify.binding import FEW, Propagating
+from robustkit.certify.backward import bound_margins, bound_nodes, prepare
+from robustkit.certify.binding import Propagating
 from robustkit.certify.graph import Graph, Network
 from robustkit.certify.interval import interval_margins
 from robustkit.certify.region import Region
 from robustkit.certify.relaxed import check_relaxations
 from robustkit.certify.starts import other_classes
 from robustkit.errors import BadInput
-from robustkit.numerics import pad_rows
 
 
 @dataclass(frozen=True)
@@ -46,23 +45,15 @@ class CrownIBP(Propagating):
     def check(self, network: Network) -> None:
         check_relaxations(network)
 
-    def start(self, network: Network, region: Region, y: Tensor) -> tuple[Tensor, State | None, Tensor, Tensor]:
-        """What interval bounds settle: margins (N, K-1), a state of the samples left open (None for
-        none) without intervals, their positions (the last one repeated where they are few), and all other
-        classes (N, K-1)."""
-        others = other_classes(y, network.classes)
-        margins = interval_margins(network, region.low, region.high, y, region.ball).gather(1, others)
-        left = (~(margins > 0).all(1)).nonzero()[:, 0]
-        left = pad_rows(left, FEW) if len(left) else left
-        return margins, prepare(network, region.pick(left)) if len(left) else None, left, others
+    def intervals(self, network: Network, region: Region, y: Tensor) -> Tensor:
+        margins = interval_margins(network, region.low, region.high, y, region.ball)
+        return margins.gather(1, other_classes(y, network.classes))
 
-    def margins(self, network: Network, region: Region, y: Tensor) -> Tensor:
-        margins, state, left, others = self.start(network, region, y)
-        if state is not None:
-            bound_nodes(state, None)
-            found = bound_margins(state, y[left], others[left], state.relax(self.slope))
-            margins[left] = torch.maximum(margins[left], found)
-        return margins.amin(1)
+    def margins(self, network: Network, region: Region, y: Tensor, known: Tensor, real: int) -> Tensor:
+        state = prepare(network, region, real)
+        bound_nodes(state, None)
+        found = bound_margins(state, y, other_classes(y, network.classes), state.relax(self.slope))
+        return torch.maximum(known, found).amin(1)
 
 
 def crown_margins(

@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 from robustkit.certify import activations, ops, rules, rules_affine, rules_elementwise, rules_shape, transposed  # noqa: F401 - rules register themselves
 from robustkit.certify.fold import alive, fold
 from robustkit.certify.tracing import ROWS, Recording, fetch, record
-from robustkit.errors import BadInput
+from robustkit.errors import BadInput, first_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +113,13 @@ class Graph:
         with torch.no_grad():
             network = self._lower(recording, shape, weight.dtype, False)
             ours, theirs = network.forward(example), recording.truth
+            theirs = theirs.to(ours.dtype) if isinstance(theirs, Tensor) else theirs  # under autocast another one
         if len(network.nodes[-1].shape) != 1:
             raise BadInput(
                 f"the model {self._name} returns shape {tuple(theirs.shape)}: expected logits ({ROWS}, classes) for {ROWS} images"
             )
-        size = float(torch.nan_to_num(theirs, 0, 0, 0).abs().max())
-        if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * (1 + size), equal_nan=True):
+        size = _scale(theirs)
+        if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * min(1 + size, 100 * size), equal_nan=True):
             gap = float((ours - theirs).abs().max())
             raise BadInput(
                 f"the model {self._name} does not compute what its layers say (largest difference {gap:.3g}): "
@@ -208,7 +209,7 @@ class Builder:
         except BadInput:
             raise
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, ZeroDivisionError) as problem:
-            raise self.refuse(f"this form of the call is not known ({str(problem).splitlines()[0]})") from problem
+            raise self.refuse(f"this form of the call is not known ({first_line(problem)})") from problem
         if rules.in_place(node, root) and isinstance(node.args[0], fx.Node):
             values[node.args[0]] = found
         return found
@@ -227,3 +228,10 @@ class _Prefix:
 def trace(module: nn.Module, *, mean: Tensor | None = None, std: Tensor | None = None) -> Graph:
     """The Graph of a live module (lazily: the work is done when the first images come); raises BadInput."""
     return Graph(module, mean, std)
+
+
+def _scale(logits: Tensor) -> float:
+    """The largest logit (R,K) of those classes whose logits depend on the image: others may be masked by a large number."""
+    found = logits.nan_to_num(0, 0, 0)
+    alive = (found != found[:1]).any(0)
+    return float((found[:, alive] if bool(alive.any()) else found).abs().max())

@@ -17,14 +17,17 @@ from robustkit.certify.binding import graph_of
 from robustkit.certify.graph import Graph, Network
 from robustkit.certify.interval import Ball, box, interval_margins
 from robustkit.methods import Bound, Certifier
-from robustkit.numerics import PAD, pad_rows, padded
+from robustkit.numerics import PAD, pad_rows
 
 if TYPE_CHECKING:
     from robustkit.classifier import Classifier
     from robustkit.threats import Threat
 
 CACHED = 1 << 18
-"""Values of the largest intermediate result worked on at a time by each CPU thread: what its cache holds."""
+"""Values of the largest intermediate result worked on at a time on a CPU: what its cache holds."""
+
+MOST = 32
+"""Rows of a block on a CPU: more gain little, and must be filled up where there are few."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,17 @@ class IBP(Certifier):
         return bound
 
 
-def block(rows: int, largest: int, dtype: torch.dtype, kind: str) -> int:
-    """Rows to work on at a time, a multiple of 16, where `largest` values are the largest result of one.
+def block(largest: int, dtype: torch.dtype, kind: str) -> int:
+    """Rows of a block, a multiple of 16, where `largest` values are the largest result of one.
 
-    float32 on a CPU takes equal parts that stay in the cache. Elsewhere (measured: float64, two
-    threads) kernels choose their order of summation by the number of rows even among multiples of
-    16, so there it is always the same number, whatever the batch.
+    The same whatever the batch, filled up with the last row: kernels choose their order of summation by the number
+    of rows, even among multiples of 16.
     """
     if kind == "cuda":
         return max(PAD, min(512, (1 << 27) // largest) // PAD * PAD)
     if dtype == torch.float64:
         return PAD
-    most = max(PAD, CACHED * torch.get_num_threads() // largest // PAD * PAD)
-    return padded(-(-rows // max(1, -(-rows // most))))
+    return max(PAD, min(MOST, CACHED // largest) // PAD * PAD)
 
 
 class _Bound:
@@ -78,7 +79,7 @@ class _Bound:
         x, y, eps = x.to(self.device), y.to(self.device), eps.to(self.device)
         with torch.no_grad():
             network = self.network(tuple(x.shape[1:]), x.dtype)
-            rows = block(len(x), network.largest, x.dtype, self.device.type)
+            rows = block(network.largest, x.dtype, self.device.type)
             parts = [slice(i, i + rows) for i in range(0, len(x), rows)]
             found = [self._rows(network, *(pad_rows(t[part], rows) for t in (x, y, eps))) for part in parts]
             return torch.cat(found)[: len(x)] if found else x.new_zeros(0)

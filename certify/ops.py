@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustkit.fastlinear import linear
+from robustkit.certify.products import convolved, product
 
 
 class Op(ABC):
@@ -48,15 +48,6 @@ class Affine(Op):
         """|A| w for non-negative widths w."""
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b, the inputs filled up to whole vectors: on misaligned rows kernels sum in another order,
-    so that a row's last bits would depend on its place in the batch (measured with MKL)."""
-    missing = -x.shape[-1] % 4
-    if missing:
-        x, weight = F.pad(x, (0, missing)), F.pad(weight, (0, missing))
-    return linear(x, weight, bias)
-
-
 @dataclass(frozen=True, eq=False)
 class Linear(Affine):
     """Fully connected on the last dimension."""
@@ -71,14 +62,14 @@ class Linear(Affine):
         return self.weight.abs()
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return _linear(inputs[0], self.weight, self.bias)
+        return product(inputs[0], self.weight, self.bias)
 
     def magnitude(self, *widths: Tensor) -> Tensor:
-        return _linear(widths[0], self.absolute)
+        return product(widths[0], self.absolute)
 
     def squares(self, variances: Tensor) -> Tensor:
         """(A * A) v: squared row norms for v = 1."""
-        return _linear(variances, self.weight.square())
+        return product(variances, self.weight.square())
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +118,7 @@ class Conv(Affine):
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         function: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
-        return function(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return convolved(lambda x: function(x, weight, bias, self.stride, self.padding, self.dilation, self.groups), x, weight)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self._convolve(inputs[0], self.weight, self.bias)

@@ -209,23 +209,28 @@ def optimise(
 ) -> Tensor:
     """(N,) worst margins after `steps` steps of ascent; the arguments are those of Ascent, `margins` its `best`.
 
-    Samples are worked on in blocks that the budget (bytes) holds.
+    Every sample climbs alone: what it keeps and drops on the way decides the sizes of its products, and no other's may.
+    `budget`: bytes within which every form has its own slopes.
     """
-    if not len(y):
-        return margins.amin(1)
-    own, rows = _fits(state, y, others, margins, hidden, budget)
-    parts = [torch.arange(i, min(i + rows, len(y)), device=y.device) for i in range(0, len(y), rows)]
-    return torch.cat([_climb(state.pick(p), y[p], others[p], margins[p], steps, rate, hidden, own) for p in parts])
+    worst = margins.amin(1)
+    for number in range(len(y)):
+        at = torch.tensor([number], device=y.device)
+        alone = (state.pick(at), y[at], others[at], margins[at])
+        worst[at] = _climb(*alone, steps, rate, hidden, _fits(*alone, hidden, budget))
+    return worst
 
 
-def _fits(state: State, y: Tensor, others: Tensor, margins: Tensor, hidden: bool, budget: int) -> tuple[bool, int]:
-    """Whether every form can have its own slopes, and the samples to a block: from the slopes that the first sample needs."""
-    one = torch.zeros(1, dtype=torch.int64, device=y.device)
-    first = Ascent(state.pick(one), y[one], others[one], margins[one], hidden)
+def _fits(state: State, y: Tensor, others: Tensor, margins: Tensor, hidden: bool, budget: int) -> bool:
+    """Whether every form of a sample can have its own slopes."""
+    ascent = Ascent(state, y, others, margins, hidden)
+    nodes = [state.network.nodes[i] for i in state.nonlinear if not isinstance(state.network.nodes[i].op, ops.MaxPool)]
+    forms = others.shape[1] + 2 * sum(len(where) for where in ascent.where.values())
+    each = COPIES * state.region.at.element_size()
+    if each * forms * sum(torch.Size(node.shape).numel() for node in nodes) <= budget:  # even if all saw all of every layer
+        return True
     with torch.no_grad():
-        first.bound()
-    each = max(1, first.size * COPIES * state.region.at.element_size())
-    return each <= budget, max(1, min(len(y), budget // each))
+        ascent.bound()
+    return each * ascent.size <= budget
 
 
 def _climb(state: State, y: Tensor, others: Tensor, margins: Tensor, steps: int, rate: float, hidden: bool, own: bool) -> Tensor:

@@ -19,22 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import registry
-from robustkit.certify.alpha_crown import AlphaCrown
+from robustkit.certify.alpha_crown import AlphaCrown, climbed
 from robustkit.certify.backward import State, bound_margins, bound_nodes, prepare
-from robustkit.certify.binding import FEW, Propagating
+from robustkit.certify.binding import Propagating
 from robustkit.certify.crown import Crown
 from robustkit.certify.crown_ibp import CrownIBP
 from robustkit.certify.forms import Form, Groups, dot
 from robustkit.certify.graph import Network
 from robustkit.certify.ibp import IBP
-from robustkit.certify.optimise import optimise
 from robustkit.certify.region import Region
 from robustkit.certify.relaxed import Relaxed, check_relaxations
 from robustkit.certify.rounding import check_rounding
 from robustkit.certify.starts import other_classes
 from robustkit.errors import BadInput
 from robustkit.methods import Bound, Certifier
-from robustkit.numerics import pad_rows
 from robustkit.spec import Spec, parse
 
 if TYPE_CHECKING:
@@ -131,29 +129,27 @@ class Outward(Propagating):
         if self.method.name != IBP.name:
             check_relaxations(network)
 
-    def margins(self, network: Network, region: Region, y: Tensor) -> Tensor:
-        others = other_classes(y, network.classes)
-        state = prepare(network, region)
-        state.errors = {}
-        bound_nodes(state, None)
-        margins = interval_bounds(state, y, others)
-        left = (~(margins > 0).all(1)).nonzero()[:, 0]
-        if isinstance(self.method, IBP) or not len(left):
-            return margins.amin(1)
-        left = pad_rows(left, FEW)
+    def intervals(self, network: Network, region: Region, y: Tensor) -> Tensor:
+        return interval_bounds(self._start(network, region, None), y, other_classes(y, network.classes))
+
+    def margins(self, network: Network, region: Region, y: Tensor, known: Tensor, real: int) -> Tensor:
         how: Any = self.method
+        if isinstance(how, IBP):
+            return known.amin(1)
+        state, others = self._start(network, region, real), other_classes(y, network.classes)
         slope = "adaptive" if isinstance(how, AlphaCrown) else how.slope
-        state, y, others = state.pick(left), y[left], others[left]
         if isinstance(how, (Crown, AlphaCrown)):
             bound_nodes(state, slope)
-        found = torch.maximum(margins[left], bound_margins(state, y, others, state.relax(slope)))
-        worst = margins.amin(1)
-        worst[left] = found.amin(1)
-        if isinstance(how, AlphaCrown):
-            opened = ((found <= 0).any(1) & torch.isfinite(found).all(1)).nonzero()[:, 0]
-            options: dict[str, Any] = {"steps": how.steps, "rate": how.lr, "hidden": how.intermediate == "optimised"}
-            worst[left[opened]] = optimise(state.pick(opened), y[opened], others[opened], found[opened], **options)
-        return worst
+        found = torch.maximum(known, bound_margins(state, y, others, state.relax(slope)))
+        return climbed(how, state, y, others, found) if isinstance(how, AlphaCrown) else found.amin(1)
+
+    @staticmethod
+    def _start(network: Network, region: Region, real: int | None) -> State:
+        """With intervals and rounding errors of all nodes."""
+        state = prepare(network, region, real)
+        state.errors = {}
+        bound_nodes(state, None)
+        return state
 
 
 def interval_bounds(state: State, y: Tensor, others: Tensor) -> Tensor:

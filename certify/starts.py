@@ -13,6 +13,10 @@ from torch import Tensor
 from robustkit.certify import ops
 from robustkit.certify.forms import Dense, Form, Groups, Windows
 from robustkit.certify.graph import Network
+from robustkit.numerics import pad_rows, padded
+
+TOGETHER = {"cpu": 64, "cuda": 1024}
+"""Most neurons that are bounded together: enough to share the cost of an operation, few enough to be filled up."""
 
 BUDGET = 1 << 28
 """Bytes that what is worked on together may take."""
@@ -26,15 +30,21 @@ def unit_forms(
 ) -> Iterator[tuple[Form, int, Groups]]:
     """Forms plus and minus one value of node `number` for each row (sample, value) of `where`, and the node they are on.
 
-    In parts that the memory budget holds. Those of images are windows; through a last fully connected
-    layer the forms are its own rows, unless `merged` is False.
+    In parts of `step` rows, the last one as it is; without a step in parts of a size that follows from the
+    network, the last one filled up with its last row, so that no bound depends on how many there are (in training,
+    which needs no such promise, it stays as it is). Forms of images are windows; through a last fully connected layer
+    they are its own rows, unless `merged` is False.
     """
     node = network.nodes[number]
     while isinstance(node.op, ops.Reshape):
         number = node.inputs[0]
         node = network.nodes[number]
     shape = node.shape
-    step = chunk(budget_for(like), network, like) if step is None else step
+    if step is None:
+        step = chunk(budget_for(like), network, like)
+        if not torch.is_grad_enabled():
+            step = min(step, TOGETHER.get(like.device.type, TOGETHER["cuda"]))
+            where = pad_rows(where, padded(len(where), step))
     for i in range(0, len(where), step):
         owner, value = where[i : i + step].unbind(1)
         first, last = int(owner[0]), int(owner[-1]) + 1

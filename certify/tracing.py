@@ -20,7 +20,7 @@ from torch.fx.node import map_arg
 
 from robustkit.certify import rules
 from robustkit.classifier import frozen_copy
-from robustkit.errors import BadInput
+from robustkit.errors import BadInput, first_line
 
 ROWS = 5
 """Example rows: a number that is rarely a number of channels, so that lost batch dimensions show."""
@@ -168,21 +168,21 @@ def _raised_at(problem: BaseException) -> str:
 def record(module: nn.Module, example: Tensor) -> Recording:
     """Run the module once on example rows (ROWS, ...) and record its calls; raises BadInput."""
     name = type(module).__name__
-    tracer = _Tracer(example)
+    tracer = _Tracer(example.clone())
     copy = frozen_copy(module)
     for mine, theirs in zip(copy.parameters(), module.parameters()):
         mine.requires_grad_(theirs.requires_grad)
     try:
         with torch.enable_grad():
             nodes = list(tracer.trace(_Root(copy)).nodes)
-            truth = copy(example)
+            truth = copy(example.clone())
     except fx.proxy.TraceError as problem:
         raise BadInput(
             f"the model {name} cannot be traced: its forward branches on pixel values{_raised_at(problem)}; "
             "certifiers need a fixed computation: remove the branch, loop or int() on a tensor"
         ) from problem
     except Exception as problem:  # the user's own code ran: it can raise anything
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        reason = first_line(problem)
         size = tuple(example.shape[1:])
         raise BadInput(f"the model {name} cannot be traced on images of shape {size}: {reason}{_raised_at(problem)}") from problem
     constants = {n: v for n, v in vars(tracer.root).items() if isinstance(v, Tensor)}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkit.certify import ops
+from robustkit.certify.products import convolved
 from robustkit.certify.rules import Build, Value, operation
 
 
@@ -34,7 +35,8 @@ class ConvTranspose(ops.Affine):
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         function: Callable[..., Tensor] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.dim() - 3]
-        return function(x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return convolved(lambda x: function(x, weight, bias, *options), x, weight)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self._convolve(inputs[0], self.weight, self.bias)

@@ -6,8 +6,9 @@ metadata the step and the task, so that no other task goes on from it.
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from robustkit.core.files import sweep, write_atomic
 from robustkit.errors import BadInput, RobustkitError
 from robustkit.models.weights import pack, read_checkpoint
 
@@ -40,7 +42,8 @@ class Checkpoint:
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
         tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-        self._replace(pack(tensors, {"format": FORMAT, "step": str(step), "task": json.dumps(dict(self.task))}))
+        metadata = {"format": FORMAT, "step": str(step), "task": json.dumps(dict(self.task))}
+        self._replace(pack(tensors, metadata | {"sha256": _seal(tensors, metadata)}))
 
     def load(self, network: nn.Module, optimizer: torch.optim.Optimizer, losses: Tensor) -> int:
         """Put the saved state into network, optimizer and losses; returns the steps done, 0 without a file.
@@ -53,6 +56,9 @@ class Checkpoint:
         found = read_checkpoint(self.path)
         if found.metadata.get("format") != FORMAT:
             raise BadInput(f"{self.path} is no checkpoint of a training: move it away or choose another --out")
+        told = {key: found.metadata.get(key, "") for key in ("format", "step", "task")}
+        if found.metadata.get("sha256") != _seal(found.tensors, told):
+            raise BadInput(f"{self.path} is damaged or has no checksum, as older ones: delete it to start afresh, or choose another --out")
         if found.metadata["step"] == "0":
             return 0
         refuse_other(self.path, json.loads(found.metadata["task"]), self.task, "delete it to start afresh")
@@ -72,16 +78,21 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
     def _replace(self, raw: bytes) -> None:
-        part = self.path.with_name(self.path.name + ".part")
         try:
-            with part.open("wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, self.path)
+            sweep(self.path.parent, f".{glob.escape(self.path.name)}.*.tmp")
+            write_atomic(self.path, raw)
         except OSError as problem:
             reason = problem.strerror or str(problem)
             raise Unsaved(f"cannot write {self.path}: {reason}: make room; the same command goes on where it was") from problem
+
+
+def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """sha256 of everything that a training goes on from."""
+    made = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        made.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        made.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
 
 
 def refuse_other(path: Path, theirs: Mapping[str, str], ours: Mapping[str, str], cure: str) -> None:

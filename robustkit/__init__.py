@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from robustkit.errors import BadInput as BadInput
     from robustkit.errors import Missing as Missing
     from robustkit.errors import RobustkitError as RobustkitError
+    from robustkit.evaluation.verify import Verification as Verification
+    from robustkit.evaluation.verify import verify as verify
     from robustkit.leaderboard import Leaderboard as Leaderboard
     from robustkit.methods import Attack as Attack
     from robustkit.methods import Certificate as Certificate
@@ -41,6 +43,8 @@ _PUBLIC = {
     "Evaluation": "robustkit.engine",
     "evaluate": "robustkit.engine",
     "certify": "robustkit.engine",
+    "verify": "robustkit.evaluation.verify",
+    "Verification": "robustkit.evaluation.verify",
     "load_data": "robustkit.data",
     "load_model": "robustkit.models",
     "load_threat": "robustkit.threats",

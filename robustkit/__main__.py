@@ -1,6 +1,6 @@
 """python -m robustkit."""
 
-from robustkit.cli import main
+from robustkit.cli import run
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run()

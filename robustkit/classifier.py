@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustkit.errors import BadInput, Missing
+from robustkit.core.modes import hold_eval, layers_in_training, statistics
+from robustkit.errors import BadInput, Missing, first_line
 from robustkit.fastnorm import FoldedNetwork
 from robustkit.memory import out_of_memory
+from robustkit.numerics import PAD
 from robustkit.quick import quicken, quickens
 from robustkit.streams import child, row_keys, seeded, uniform
 from robustkit.surface import picked, surface_of
@@ -38,7 +40,10 @@ def frozen_copy(module: nn.Module) -> nn.Module:
             memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
         for buffer in module.buffers():
             memo[id(buffer)] = buffer.detach()
-        return copy.deepcopy(module, memo).eval()
+        found = copy.deepcopy(module, memo).eval()
+        for part in found.modules():  # an eval() of somebody's own may leave some out
+            part.training = False
+        return found
     except Exception as problem:
         what = f"the model {type(module).__name__} cannot be copied ({problem})"
         raise BadInput(f"{what}: remove what cannot be deep-copied (open files, hooks on locals)") from problem
@@ -86,7 +91,12 @@ class Classifier:
     ) -> None:
         self.original = model
         self.device = pick_device(device)
-        self.was_training = isinstance(model, nn.Module) and model.training and _has_modes(model)
+        self.in_training = layers_in_training(model)
+        """Layers with a mode that were handed over in training mode; they are asked in eval mode."""
+        self.switched: list[str] = []
+        """Layers that a forward sets to training mode, found by `check`; they are then held in eval mode."""
+        self.one_row = ""
+        """Why the model cannot be asked one image alone, found by `check`."""
         self.module = frozen_copy(model) if isinstance(model, nn.Module) else model
         if isinstance(self.module, nn.Module):
             self.module = self.module.to(self.device)
@@ -101,8 +111,6 @@ class Classifier:
         self.normalises = mean is not None or std is not None
         self.classes, self.input_shape = classes, input_shape
         self.spec, self.sha256, self.metadata = spec, sha256, dict(metadata or {})
-        self.overwrites = False
-        """Whether the model changes its input in place, found by `check`: it is then fed copies."""
         self.logits_dtype = torch.float32
         """Type of the logits as the model itself gives them, known after the first forward."""
         self.forwards = 0
@@ -125,14 +133,19 @@ class Classifier:
         return sum(p.numel() for p in self.module.parameters()) if isinstance(self.module, nn.Module) else 0
 
     @property
+    def was_training(self) -> bool:
+        """Whether any layer with a mode was handed over in training mode."""
+        return bool(self.in_training)
+
+    @property
     def half(self) -> bool:
         """Whether weights or logits are of half precision: proofs in real arithmetic then say little about the model as deployed."""
         weights = self.module.parameters() if isinstance(self.module, nn.Module) else ()
         return any(t in (torch.float16, torch.bfloat16) for t in (self.logits_dtype, *(w.dtype for w in weights)))
 
     def normalise(self, x: Tensor) -> Tensor:
-        """What the network itself is fed."""
-        return (x - self.mean) / self.std if self.normalises else x
+        """What the network itself is fed: always a tensor of its own, into which it may write."""
+        return (x - self.mean) / self.std if self.normalises else x.clone()
 
     @property
     def random(self) -> bool:
@@ -141,19 +154,26 @@ class Classifier:
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Logits with whatever autograd mode is on; x must be on the device. A random model draws from (N,) keys."""
-        return self._through(self.module, x, keys)
+        return self.through(self.module, x, keys)
 
     def search(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """As `forward`, faster and perhaps rounded otherwise: for attacks, not for verdicts."""
-        return self._through(self.searcher, x, keys)
+        return self.through(self.searcher, x, keys)
 
     def surrogate(self, x: Tensor) -> Tensor:
         """Logits of the differentiable stand-in that the model declares."""
         assert self.surface.surrogate is not None
         return self.surface.surrogate(self.normalise(x))
 
-    def _through(self, network: Callable[..., Tensor], x: Tensor, keys: Tensor | None) -> Tensor:
-        fed = self.normalise(x.clone() if self.overwrites else x)
+    def through(self, network: Callable[..., Tensor], x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Logits of a network, such as a copy of the module, asked as the module itself is."""
+        found = self._asked(network, x, keys)
+        if torch.is_grad_enabled() or not isinstance(found, Tensor):
+            return found
+        return found.clone()  # a model may write its next answer where it keeps this one
+
+    def _asked(self, network: Callable[..., Tensor], x: Tensor, keys: Tensor | None) -> Tensor:
+        fed = self.normalise(x)
         if self.random and keys is None:
             keys = row_keys(self.forwards, "unkeyed", torch.arange(len(x), device=x.device))
         self.forwards += len(x)
@@ -174,7 +194,7 @@ class Classifier:
         count: Callable[..., Tensor] | None = getattr(self.module, "counts", None)
         if count is not None:
             self.forwards += votes * len(x)
-            return count(x, keys, 0, votes).float() / votes
+            return count(x.clone(), keys, 0, votes).float() / votes
         with torch.no_grad():
             for draw in range(votes):
                 each = child(keys, draw)
@@ -201,7 +221,7 @@ class Classifier:
         module = copy.deepcopy(self.module).double()  # made anew: the weights may have been trained further
         with torch.no_grad():
             try:
-                normalised = (x.double() - self.mean.double()) / self.std.double() if self.normalises else x.double()
+                normalised = (x.double() - self.mean.double()) / self.std.double() if self.normalises else x.to(torch.float64, copy=True)
                 logits: Tensor = module(normalised)
                 return logits.double()
             except Exception as problem:
@@ -216,11 +236,11 @@ class Classifier:
             raise BadInput(f"{takes}, the data has {tuple(x.shape[1:])}: choose data of the model's size")
         if self.mean.shape[1] not in (1, x.shape[1]):
             raise BadInput(f"mean/std have {self.mean.shape[1]} channels, the images {x.shape[1]}: give one value per channel")
-        fed = x.to(self.device, copy=True)
+        kept = statistics(self.module) if isinstance(self.module, nn.Module) else []
         try:
-            found = self.logits(fed)
+            found = self._first(x)
         except Exception as problem:  # whatever a user's forward raises is the user's to read, in one line
-            why = (str(problem).splitlines() or [type(problem).__name__])[0]
+            why = first_line(problem)
             what = f"the model {self.spec} fails on images of shape {tuple(x.shape[1:])}: {why}"
             raise BadInput(f"{what}: check channels, size and the forward method") from problem
         if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(x) or found.shape[1] < 2:
@@ -230,34 +250,45 @@ class Classifier:
         if self.classes is not None and found.shape[1] != self.classes:
             raise BadInput(f"the model {self.spec} returned {found.shape[1]} logits, expected {self.classes}")
         self.classes = int(found.shape[1])
-        self.overwrites = self.overwrites or not torch.equal(fed, x.to(self.device))
+        if isinstance(self.module, nn.Module) and layers_in_training(self.module):
+            self.switched = hold_eval(self.module)
+            self.searcher = self.module
+            for buffer, before in kept:  # the user's own
+                buffer.copy_(before)
         if isinstance(self.searcher, FoldedNetwork) and not self._searches_as_it_answers(x.to(self.device)):
             self.searcher = self.module
         if y is not None and len(y) and (int(y.max()) >= self.classes or int(y.min()) < 0):
             known = f"the model {self.spec} knows classes 0..{self.classes - 1}"
             raise BadInput(f"labels reach {int(y.max())}, {known}: check that data and model belong together")
 
+    def _first(self, x: Tensor) -> Tensor:
+        """Logits of the first images that a model is asked; where it takes no single row, of that row many times over."""
+        try:
+            return self.logits(x)
+        except Exception as problem:
+            if len(x) != 1 or out_of_memory(problem):
+                raise
+            many = self.logits(x.expand(PAD, *x.shape[1:]))
+            self.one_row = first_line(problem)
+            return many[:1] if isinstance(many, Tensor) and len(many) == PAD else many
+
     def _searches_as_it_answers(self, x: Tensor) -> bool:
         """Whether the network with other layers gives the same numbers, from the same draws where it draws."""
         keys = row_keys(0, "check", torch.arange(len(x), device=x.device))
         with torch.no_grad():
-            answered = self.forward(x, keys)
+            answered = self.forward(x, keys).float()
             try:
-                searched = self.search(x, keys)
+                searched = self.search(x, keys).float()
             except Exception as problem:  # a view that needs another layout, say
                 if out_of_memory(problem):
                     raise
                 return False
-        return torch.allclose(searched, answered, rtol=0.0, atol=_ROUNDING * (1.0 + float(answered.abs().max())))
+        size = answered.abs().masked_fill(~torch.isfinite(answered), 0.0)
+        return torch.allclose(searched, answered, rtol=_ROUNDING, atol=_ROUNDING * float(size.median(1).values.max()), equal_nan=True)
 
     def __repr__(self) -> str:
         name = self.spec or type(self.original).__name__
         return f"Classifier({name}, classes={self.classes}, parameters={self.parameters}, device={self.device})"
-
-
-def _has_modes(module: nn.Module) -> bool:
-    modal = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.modules.instancenorm._InstanceNorm)
-    return any(isinstance(m, modal) for m in module.modules())
 
 
 def as_classifier(model: Any, **options: Any) -> Classifier:

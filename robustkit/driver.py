@@ -155,6 +155,7 @@ class Driver:
                 self.view.least += 1
                 over = batch.rows.steps >= self.attack.iterations
                 self.view.finish(batch.state["p"], over | batch.state["over"] if "over" in batch.state else over)
+            self.view.ask_judge()
             self.tick(0)
             over = self.view.book["done"] & batch.live
             finished = int(over.sum())
@@ -261,10 +262,10 @@ class Driver:
         """
         if self.view.keep == "first":
             p, verified, size, predicted = (book[name] for name in ("candidate", "verified", "size", "predicted"))
+            book["queries"] = book["queries"] + 1
             at = (~verified).nonzero()[:, 0]
             if len(at):
                 found, sizes, logits = self.judge.confirm(rows.x[at], rows.y[at], rows.target[at], p[at], rows.eps[at])
-                book["queries"] = book["queries"].index_add(0, at, torch.ones_like(at))
                 verified, size = verified.index_copy(0, at, found), size.index_copy(0, at, sizes)
                 predicted = predicted.index_copy(0, at, logits.argmax(1))
             return p, verified, size, predicted, self._rank(size)

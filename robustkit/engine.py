@@ -20,12 +20,16 @@ from robustkit.batch_size import BatchSize, check_batch
 from robustkit.classifier import Classifier, pick_device
 from robustkit.clock import Clock, seconds
 from robustkit.core.comparisons import RULE
+from robustkit.core.identity import identity
 from robustkit.data import Data, as_data, load_data
+from robustkit.data.dataset import hash_arrays
 from robustkit.errors import BadInput, unknown
 from robustkit.memory import keep_freed_memory
 from robustkit.methods import Attack, Certifier
 from robustkit.models import load_model
+from robustkit.models.asking import objection, refuse_training_mode
 from robustkit.models.weights import state_digest
+from robustkit.numerics import PAD
 from robustkit.plan import Stage, certifiers_of, check_guarantees, make_plan, with_sound, with_surface, without
 from robustkit.pool import pool_of
 from robustkit.run import Evaluation as Evaluation
@@ -125,11 +129,17 @@ def evaluate(
     if (goal == "accepted-error") and not classifier.surface.rejects:
         raise BadInput("goal accepted-error is for models that reject: declare adaptive_surface with rejects=True, or use goal untargeted")
     stages = with_surface(stages, classifier.surface, adaptive == "auto")
-    stages, refused = _fitting(stages, classifier, threat_, images.images(slice(0, 1)), proving=suite == "certify")
+    if suite == "certify":
+        refuse_training_mode(classifier)
+    stages, refused = _fitting(stages, classifier, threat_, images.images(slice(0, PAD)), proving=suite == "certify")
 
     specification = {
-        "model": {"spec": _model_name(classifier), "sha256": classifier.sha256 or _weights_digest(classifier)},
-        "data": {"spec": images.spec, "digest": images.digest},
+        "model": {
+            "spec": _model_name(classifier),
+            "sha256": classifier.sha256 or _weights_digest(classifier),
+            "identity": identity(classifier.original, classifier.mean, classifier.std),
+        },
+        "data": {"spec": images.spec, "digest": images.digest, "values": hash_arrays(images.values, images.y)},
         "threat": str(threat_.spec),
         "eps": [number_text(e) for e in budgets],
         "goal": goal,
@@ -175,8 +185,7 @@ def certify(
         raise BadInput(f"no method is named: leave it out for {CASCADE}, or name one (see: robustkit list certifiers)")
     where = {"device": pick_device(options.get("device", "auto")), "allow_code": options.get("allow_code", False)}
     classifier = load_model(DEFAULT_MODEL if model is None else model, **where)
-    if classifier.was_training:
-        raise BadInput("the model is in train mode, where batch norm and dropout compute something else: call model.eval() first")
+    refuse_training_mode(classifier)
     own = getattr(classifier.module, "certifier", None)
     if given == [CASCADE] and own is not None:
         methods = certifiers_of([own])
@@ -192,12 +201,13 @@ def certify(
 def _fitting(
     stages: list[Stage], classifier: Classifier, threat: Threat, x: Tensor, *, proving: bool
 ) -> tuple[list[Stage], dict[str, str]]:
-    """The stages that can work on this model, tried on one image x, and why others of a suite cannot.
+    """The stages that can work on this model, tried on the first of a few images x (R,C,H,W), and why others of a suite cannot.
 
     What the user asked for by name has to fit: its BadInput is raised here, before the work begins; so
     is one where a certifier is asked for (`proving`) and none of the suite fits.
     """
     refused: dict[str, str] = {}
+    against = objection(classifier, x) if any(isinstance(stage.method, Certifier) for stage in stages) else ""
     for stage in stages:
         method = stage.method
         if stage.label in refused:
@@ -206,7 +216,9 @@ def _fitting(
             if isinstance(method, Attack):
                 method.attempts(classifier.classes or 0)
             else:
-                method.fits(classifier, threat, x)
+                if against:
+                    raise BadInput(f"{against}: no certificate can be about such a model")
+                method.fits(classifier, threat, x[:1])
         except BadInput as problem:
             if not stage.optional:
                 raise

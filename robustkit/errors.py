@@ -30,6 +30,12 @@ class OutOfTime(RobustkitError):
     exit_code = 4
 
 
+def first_line(problem: BaseException) -> str:
+    """The first line of what an exception says, its class where it says nothing."""
+    lines = str(problem).strip().splitlines()
+    return lines[0].strip() if lines else type(problem).__name__
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
     """The error for a name that does not exist, with the nearest one that does."""
     names = sorted(known)

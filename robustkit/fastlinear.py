@@ -23,12 +23,12 @@ LEAST = 1024
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b for x (..., in) and weights (out, in): torch's own where oneDNN has nothing to offer or a gradient is wanted."""
     graph = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return functional.linear(x, weight, bias) if graph or not _served(x, weight) else _product(x, weight, bias)
+    return functional.linear(x, weight, bias) if graph or not serves(x, weight) else _product(x, weight, bias)
 
 
 def linear_of_inputs(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The same for weights that stand: a gradient of x may be wanted too, the first one."""
-    if weight.requires_grad or not _served(x, weight):
+    if weight.requires_grad or not serves(x, weight):
         return functional.linear(x, weight, bias)
     if x.requires_grad and torch.is_grad_enabled():
         found: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
@@ -36,8 +36,8 @@ def linear_of_inputs(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return _product(x, weight, bias)
 
 
-def _served(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN has something to offer."""
+def serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN has something to offer for inputs and weights like these."""
     fits = x.device.type == "cpu" and x.dtype == torch.float32 and weight.numel() >= LEAST
     return fits and not torch.is_autocast_enabled("cpu") and _has_onednn()
 

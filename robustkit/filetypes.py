@@ -41,6 +41,8 @@ def existing(text: str) -> Path | None:
 def content(path: Path) -> str:
     """The kind of a file, a key of DESCRIBED. Reads a few bytes and runs nothing; raises BadInput."""
     try:
+        if not path.is_file():  # a pipe or a device would wait for ever
+            raise BadInput(f"{path} is no regular file: expected a file that can be read from its beginning to its end")
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as problem:

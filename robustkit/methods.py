@@ -231,7 +231,7 @@ class Certifier(Method):
 
     def __call__(self, model: Any, x: Tensor, y: Tensor, *, threat: Threat | str, **options: Any) -> Certificate:
         """Certify images x (N,C,H,W) with labels y (N,) at the threat's budget."""
-        from robustkit.verdict.proof import certify_images
+        from robustkit.evaluation.certify_images import certify_images
 
         return certify_images(self, model, x, y, threat=threat, **options)
 

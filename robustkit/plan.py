@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 
 from robustkit import registry, streams
 from robustkit.core.comparisons import float_below
+from robustkit.core.identity import from_library, identity
 from robustkit.errors import BadInput
 from robustkit.guarantees import guarantee_class
 from robustkit.methods import Attack, Certifier, Method, StatisticalCertifier
 from robustkit.spec import number_text
-from robustkit.suites import has_suite
+from robustkit.suites import SIGHTLESS, has_suite
 from robustkit.suites import suite as find_suite
 from robustkit.surface import Surface
 from robustkit.threats import Threat
@@ -72,7 +74,12 @@ class Stage:
     def id(self) -> str:
         """Folder name of its units."""
         budget = number_text(self.eps).replace("/", "over") if self.mode == "settle" else self.mode
-        return f"{self.number:02d}-{self.method.name}-{budget}"
+        return f"{self.number:02d}-{self.method.name}-{budget}{self._code}"
+
+    @cached_property
+    def _code(self) -> str:
+        """A digest of a method of the user's own: once its code has changed, its units are made anew. Of ours the version tells."""
+        return "" if from_library(type(self.method)) else f"-{identity(self.method)[:12]}"
 
     @property
     def name(self) -> str:
@@ -185,6 +192,25 @@ def with_surface(stages: Sequence[Stage], surface: Surface, adaptive: bool) -> l
         if stage.mode == "settle" or not adaptive:
             found.append(replace(stage, gradients="deployed"))
     return [replace(stage, number=i + 1) for i, stage in enumerate(found)]
+
+
+def after_blindness(found: Sequence[str], stages: Sequence[Stage], threat: Threat, classes: int) -> list[Stage]:
+    """The stages that answer blindness: the checks' own attacks that broke more, then what needs no gradient of the model.
+
+    Each at every budget that the suite's attacks have, numbered on. Attacks that do not know the threat are left out.
+    """
+    budgets = sorted({s.eps for s in stages if isinstance(s.method, Attack) and s.mode == "settle" and s.optional})
+    added: list[Stage] = []
+    for spec in [*found, *SIGHTLESS]:
+        attack = registry.make("attack", spec)
+        assert isinstance(attack, Attack)
+        try:
+            attack.accepts(threat)
+            attack.attempts(classes)
+        except BadInput:
+            continue
+        added += [Stage(0, attack, "settle", eps, optional=True) for eps in budgets]
+    return [replace(stage, number=len(stages) + i + 1) for i, stage in enumerate(added)]
 
 
 def without(stages: Sequence[Stage], refused: Callable[[Stage], bool]) -> list[Stage]:

@@ -21,12 +21,13 @@ from robustkit import witnesses
 from robustkit.batch_size import BatchSize, batch_rows
 from robustkit.checks.binarisation import Binarisation
 from robustkit.checks.diagnostics import Examination
+from robustkit.checks.established import blinding, not_established
 from robustkit.checks.probe import Finding
 from robustkit.clock import Clock
 from robustkit.core.comparisons import margins
 from robustkit.data import Data
 from robustkit.errors import BadInput, OutOfTime, RobustkitError
-from robustkit.plan import Stage
+from robustkit.plan import Stage, after_blindness
 from robustkit.sharing import Sharing
 from robustkit.simultaneous import lower_at_once, simultaneous
 from robustkit.stages import Bench
@@ -82,8 +83,10 @@ class Evaluation:
 
     def __repr__(self) -> str:
         s = self._summary
+        robust = s["robust_accuracy"]
+        high = "not established" if robust is None else f"{robust:.3f}" + ("" if s["checked"] else " (not checked)")
         return (
-            f"Evaluation({s['threat']}: certified {s['certified_accuracy']:.3f} <= true <= {s['robust_accuracy']:.3f}, "
+            f"Evaluation({s['threat']}: certified {s['certified_accuracy']:.3f} <= true <= {high}, "
             f"clean {s['clean_accuracy']:.3f}, n={s['data']['n']}, {self.status}, {self.folder})"
         )
 
@@ -117,6 +120,8 @@ class Run:
     history: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Stage -> robust and certified accuracy after it, at its budget."""
     findings: list[Finding] = field(default_factory=list)
+    checked: bool = False
+    """Whether the honesty checks of the run's attacks were made to the end."""
     bench: Bench | None = None
 
     def work(self, report: bool) -> Evaluation:
@@ -222,21 +227,49 @@ class Run:
         """The honesty checks, and on request the test of the attacks themselves; each is done once a run."""
         assert self.bench is not None
         bench = self.bench
-        subject = (self.judge, self.data, bench.evidence, bench.logits, bench.targets, self.stages)
+        subject = (self.judge, self.data, bench.evidence, bench.logits, bench.targets, list(self.stages))
         options = (self.seed, self.batch_size, self.clock.tick, self.pool, not self.proving, self.unchecked)
         examination = Examination(*subject, *options, self.sharing)
-        held = self.store.read_json("diagnostics.json")
-        if held is None:
+        held, blind = self.store.read_json("diagnostics.json"), self.store.read_json("blind.json")
+        if held is None and blind is None:
             with self.clock.stage("honesty checks", 1):
                 held = examination.run()
-            if not self.unchecked:
+            if not self.unchecked and blinding(held):
+                blind, held = {"findings": held, "broke": [*examination.probe.more]}, None
+                self.store.write_json("blind.json", blind)
+            elif not self.unchecked:
                 self.store.write_json("diagnostics.json", held)
+        if blind is not None:
+            self.findings = blind["findings"]
+            self._look_without_eyes(blind["broke"])
+            if held is None:
+                examination.after = True
+                with self.clock.stage("honesty checks", 1):
+                    held = examination.run()
+                self.store.write_json("diagnostics.json", held)
+        assert held is not None
         tested = self.store.read_json("check-attack.json")
         if tested is None and self.check_attack:
             with self.clock.stage("binary tasks", 1):
                 tested = Binarisation(examination.probe, examination.used).run()
             self.store.write_json("check-attack.json", tested)
         self.findings = held + ([tested] if tested is not None else [])
+        self.checked = bool(examination.used) and not self.proving and not self.unchecked
+
+    def _look_without_eyes(self, found: list[str]) -> None:
+        """Where the suite chose the attacks and they were blind, others take on what is open; radii that blind attacks
+        searched say nothing."""
+        assert self.bench is not None
+        evidence, suspect = self.bench.evidence, set(self.bench.evidence.suspect)
+        for stage in [] if self.proving else after_blindness(found, self.stages, self.judge.threat, self.bench.logits.shape[1]):
+            try:
+                self.stages.append(replace(stage, number=len(self.stages) + 1))
+                self._stage(self.stages[-1])
+            except BadInput as problem:
+                self.refused[self.stages.pop().label] = str(problem)
+        if evidence.suspect - suspect:
+            self._again()
+        evidence.radius_covered[:] = False
 
     def _finish(self, status: str, report: bool) -> Evaluation:
         """Read the answer off the evidence and store it."""
@@ -256,7 +289,10 @@ class Run:
             message = f"{lost} samples have an adversarial example by rounding inside a ball that is proven in real arithmetic"
             message = f"{message}: these proofs do not count, and all that such proofs had settled was attacked too"
             diagnostics.append({"check": "rounding", "status": "warn", "message": message, "cure": "certify the float32 logits: --sound"})
-        shown = [s for s in self.stages if s.mode != "probe" or bool((evidence.upper_stage == s.number).any())]
+        blind = not_established(diagnostics)
+        last = self.stages[-1] if self.stages else None  # a probe that found nothing is not shown, unless others stand behind it
+        silent = last is not None and last.mode == "probe" and not bool((evidence.upper_stage == last.number).any())
+        shown = self.stages[:-1] if silent else self.stages
         classifier = judge.classifier
         at_once = lower_at_once(evidence, self.stages)
         share = witnesses.eight_bit_share(store, self.stages, evidence, self.data, judge, self.bench.targets)
@@ -273,11 +309,13 @@ class Run:
             goal=judge.goal.name,
             labels=self.labels,
             seed=self.seed,
-            stages=stage_rows(shown, self.bench.tallies, self.history, evidence),
+            stages=stage_rows(shown, self.bench.tallies, self.history, evidence, blind),
             diagnostics=diagnostics,
             eight_bit=share,
             environment=self.extra["environment"],
             run=str(store.folder),
+            checked=self.checked,
+            not_established=blind,
             simultaneous=None if at_once is None else simultaneous(*at_once, max(self.budgets)),
             radius=certified_radius(evidence, self.stages),
         )

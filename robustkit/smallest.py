@@ -20,21 +20,26 @@ class _Nearest(View):
 
     def _see(self, p: Tensor, logits: Tensor | None, near: Tensor | None = None) -> None:
         book, rows = self.book, self.rows
-        book["queries"] = book["queries"] + ~book["done"]
+        book["queries"] = book["queries"] + self._working()
         if logits is None:
             return
         hit = self.goal.hit(self.goal.margin(logits, rows.y, rows.target)) & ~book["done"]
         hit = hit if near is None else hit & near
-        if not bool(hit.any()):
+        if not hit.is_cuda and not bool(hit.any()):
             return
         size = self.threat.size(rows.x, p)
         nearer = hit & within(size, rows.eps) & (size < book["nearest"])
         if self.classifier.random:  # judged by hundreds of votes: once, when the attempt has ended
             self._keep("candidate", p, nearer)
             book["nearest"] = torch.where(nearer, size, book["nearest"])
-            return
-        at = self._confirm(p, nearer.nonzero()[:, 0], rows.eps)
-        book["nearest"] = book["nearest"].index_copy(0, at, book["size"][at])
+        else:
+            self._offer(p, nearer, size)
+
+    def _working(self) -> Tensor:
+        return ~self.book["done"]
+
+    def _take(self, at: Tensor) -> None:
+        self.book["nearest"] = self.book["nearest"].index_copy(0, at, self.book["size"][at])
 
     def finish(self, p: Tensor, over: Tensor) -> None:
         ending = over & ~self.book["done"]

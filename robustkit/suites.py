@@ -156,6 +156,10 @@ SUITES: dict[str, dict[tuple[str, ...], Suite]] = {
 }
 
 
+SIGHTLESS = ("image-walk:queries=3000", "readout:queries=2000", "stand-in")
+"""What goes on where a suite's attacks are found blind: attacks that need no gradient of the model, cheapest first."""
+
+
 def has_suite(name: str, threat: Threat) -> bool:
     """Whether a suite is defined for a threat family; raises BadInput for an unknown suite."""
     if name not in SUITES:

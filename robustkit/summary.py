@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -20,7 +20,7 @@ from robustkit.spec import number_text
 from robustkit.stages import Tally
 from robustkit.verdict.evidence import Evidence
 
-SCHEMA = 1
+SCHEMA = 2
 CURVE_POINTS = 41
 
 
@@ -39,16 +39,20 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def accuracies(evidence: Evidence, eps: Fraction) -> dict[str, float]:
-    """The bracket at one budget."""
-    robust, certified = evidence.robust_accuracy(eps), evidence.certified_accuracy(eps)
+def upper_end(share: float, not_established: str) -> dict[str, float | None]:
+    """The share that no attack broke: a robust accuracy where that is established, at most that in any case."""
+    return {"robust_accuracy": None if not_established else share, "robust_accuracy_at_most": share}
+
+
+def accuracies(evidence: Evidence, eps: Fraction, not_established: str = "") -> dict[str, float | None]:
+    """The bracket at one budget; `not_established` says why it has no upper end but an upper bound."""
     return {
         "clean_accuracy": evidence.clean_accuracy(),
-        "robust_accuracy": robust,
-        "certified_accuracy": certified,
+        **upper_end(evidence.robust_accuracy(eps), not_established),
+        "certified_accuracy": evidence.certified_accuracy(eps),
         "certified_statistical": evidence.certified_accuracy(eps, "statistical"),
         "certified_conditional": evidence.certified_accuracy(eps, "conditional"),
-        "open": float(len(evidence.open_at(eps)) / len(evidence)),
+        "open": None if not_established else float(len(evidence.open_at(eps)) / len(evidence)),
     }
 
 
@@ -57,7 +61,18 @@ def interval(share: float, count: int) -> list[float]:
     return list(binomial.interval(round(share * count), count))
 
 
-def curve(evidence: Evidence, budgets: Sequence[Fraction]) -> list[dict[str, float | None]]:
+def intervals(top: Mapping[str, float | None], count: int) -> dict[str, Any]:
+    """`interval95` of the three accuracies, null for one that is null, and `population95` of the bracket: at most is enough there."""
+    shares = {name: top[name] for name in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
+    low, high = top["certified_accuracy"], top["robust_accuracy_at_most"]
+    assert low is not None and high is not None
+    return {
+        "interval95": {name: None if share is None else interval(share, count) for name, share in shares.items()},
+        "population95": [interval(low, count)[0], interval(high, count)[1]],
+    }
+
+
+def curve(evidence: Evidence, budgets: Sequence[Fraction], not_established: str = "") -> list[dict[str, float | None]]:
     """Both accuracies from 0 to where the robust one ends; between the budgets asked for only
     where a radius stage has covered every correct sample."""
     asked = [Fraction(0), *sorted(budgets)]
@@ -68,13 +83,17 @@ def curve(evidence: Evidence, budgets: Sequence[Fraction]) -> list[dict[str, flo
         for value in np.linspace(0, max(float(finite.max()), float(asked[-1])), CURVE_POINTS).tolist():
             points.setdefault(value, value)
     return [
-        {"eps": at, "robust_accuracy": evidence.robust_accuracy(eps), "certified_accuracy": evidence.certified_accuracy(eps)}
+        {"eps": at} | upper_end(evidence.robust_accuracy(eps), not_established) | {"certified_accuracy": evidence.certified_accuracy(eps)}
         for at, eps in sorted(points.items())
     ]
 
 
 def stage_rows(
-    stages: Sequence[Stage], tallies: dict[int, Tally], history: dict[int, tuple[float, float]], evidence: Evidence
+    stages: Sequence[Stage],
+    tallies: dict[int, Tally],
+    history: dict[int, tuple[float, float]],
+    evidence: Evidence,
+    not_established: str = "",
 ) -> list[dict[str, Any]]:
     """One row per stage that has begun; accuracies are cumulative, at the stage's own budget, `proven` counts
     what a certifier alone has proven there, with margins of at least `margin` in the arithmetic `dtype`."""
@@ -92,7 +111,8 @@ def stage_rows(
                 "eps": number_text(stage.eps),
                 "received": tally.received,
                 "settled": tally.settled,
-                "robust_accuracy": robust,
+                "robust_accuracy": None if not_established else robust,
+                "robust_accuracy_at_most": robust,
                 "certified_accuracy": certified,
                 "seconds": round(tally.seconds, 3),
                 "forwards": tally.forwards,
@@ -134,13 +154,17 @@ def summarise(
     eight_bit: float | None,
     environment: dict[str, Any],
     run: str,
+    checked: bool,
+    not_established: str,
     simultaneous: dict[str, Any] | None = None,
     radius: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """summary.json. Accuracies without a budget are at the largest one asked for."""
-    top = accuracies(evidence, max(budgets))
-    count = len(evidence)
-    names = ("clean_accuracy", "robust_accuracy", "certified_accuracy")
+    """summary.json. Accuracies without a budget are at the largest one asked for.
+
+    `checked` says whether the honesty checks were made to the end, `not_established` why there is no
+    robust accuracy ("" where there is): it is null then, and `robust_accuracy_at_most` has what the attacks left.
+    """
+    top = accuracies(evidence, max(budgets), not_established)
     return {
         "schema_version": SCHEMA,
         "model": model,
@@ -151,11 +175,12 @@ def summarise(
         "labels": labels,
         "seed": seed,
         **top,
-        "interval95": {name: interval(top[name], count) for name in names},
-        "population95": [interval(top["certified_accuracy"], count)[0], interval(top["robust_accuracy"], count)[1]],
+        "checked": checked,
+        "not_established": not_established,
+        **intervals(top, len(evidence)),
         **({"simultaneous": simultaneous} if simultaneous else {}),
         **({"certified_radius": radius} if radius else {}),
-        "curve": curve(evidence, budgets),
+        "curve": curve(evidence, budgets, not_established),
         "eight_bit": eight_bit,
         "stages": stages,
         "diagnostics": diagnostics,

@@ -16,11 +16,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from robustkit.core.plain_text import harmless, harmless_all
 from robustkit.guarantees import CLASSES
 from robustkit.report.palette import STATES, TERMINAL
 from robustkit.report.wording import (
     SPACE,
     bounds,
+    caution,
     digits,
     duration,
     extra_guarantees,
@@ -66,13 +68,14 @@ def bracket_table(summary: Mapping[str, Any], console: Console | None = None, *,
     `summary` has the keys of summary.json. Prints to stdout unless a console is given. `certifiers`
     adds a table of what each certifier was given and has proven, by class of guarantee.
     """
-    console = console or terminal()
+    console, summary = console or terminal(), harmless_all(dict(summary))
     plain = not _unicode(console)
     budget = max((str(text) for text in summary["eps"]), key=number)
     n = int(summary["data"]["n"])
-    for line in _headline(summary, budget, n, "<=" if plain else "≤", _colours(console)):
+    colours = _colours(console)
+    for line in _headline(summary, budget, n, "<=" if plain else "≤", colours):
         console.print(_fit(line, console))
-    blocks, colours = _PLAIN_BLOCKS if plain else _BLOCKS, _colours(console)
+    blocks = _PLAIN_BLOCKS if plain else _BLOCKS
     console.print(_bar(summary, min(console.width, 100) - 2, blocks, colours))
     console.print(_legend(summary, n, blocks, console))
     console.print()
@@ -81,10 +84,9 @@ def bracket_table(summary: Mapping[str, Any], console: Console | None = None, *,
     if _fits(console, full):
         console.print(Text("In brackets: 95 % intervals, for all images of this kind.", style="dim"))
     else:
-        certified, robust = (_interval(summary, f"{name}_accuracy", n) for name in ("certified", "robust"))
-        console.print(
-            Text(f"95 % intervals at {budget}, for all images of this kind: certified {certified}, robust {robust}.", style="dim")
-        )
+        names = [name for name in ("certified", "robust") if summary[f"{name}_accuracy"] is not None]
+        told = ", ".join(f"{name} {_interval(summary, f'{name}_accuracy', n)}" for name in names)
+        console.print(Text(f"95 % intervals at {budget}, for all images of this kind: {told}.", style="dim"))
     if summary["stages"]:
         console.print()
         console.print(_widest(console, [_stages(summary, n, console, count) for count in range(len(_COSTS), 3, -1)]))
@@ -99,11 +101,11 @@ def listing(title: str, rows: Iterable[Sequence[Any]], columns: Sequence[str], c
     console = console or terminal()
     table = Table(title=_fit(Text(title), console), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
     for place, name in enumerate(columns):
-        table.add_column(Text(name), style="bold" if place == 0 else "", no_wrap=place == 0, overflow="fold")
+        table.add_column(Text(harmless(name)), style="bold" if place == 0 else "", no_wrap=place == 0, overflow="fold")
     for row in rows:
         if len(row) != len(columns):
             raise ValueError(f"a row of {len(row)} values for {len(columns)} columns")
-        table.add_row(*(_fit(Text("" if value is None else str(value)), console) for value in row))
+        table.add_row(*(_fit(Text("" if value is None else harmless(str(value))), console) for value in row))
     console.print(table)
 
 
@@ -135,15 +137,22 @@ def _headline(summary: Mapping[str, Any], budget: str, n: int, at_most: str, col
     answer.append(percent(summary["certified_accuracy"], n), style=f"bold {colours['certified']}")
     answer.append(f" {at_most} true robust accuracy at {budget} {at_most} ")
     answer.append(percent(summary["robust_accuracy"], n), style=f"bold {colours['broken']}")
-    answer.append(f" empirical (clean {percent(summary['clean_accuracy'], n)})")
-    told = [about, answer, Text(guarantee(summary), style="dim")]
+    careful, clean = caution(summary, n), f"clean {percent(summary['clean_accuracy'], n)}"
+    answer.append(f" empirical{f', {careful}' if careful and not summary['not_established'] else ''} ({clean})")
+    told = [about, answer]
+    if summary["not_established"]:
+        told.append(Text(f"Robust accuracy is {careful}.", style=f"bold {colours['broken']}"))
+    told.append(Text(guarantee(summary), style="dim"))
     told += [Text(f"Beside the bracket: {text}.", style="dim") for text in extra_guarantees(summary, n)]
     return told + [Text(f"{text[0].upper()}{text[1:]}.", style="dim") for text in radii(summary)]
 
 
 def _shares(summary: Mapping[str, Any]) -> dict[str, float]:
-    clean, robust = float(summary["clean_accuracy"]), float(summary["robust_accuracy"])
-    values = (float(summary["certified_accuracy"]), float(summary["open"]), clean - robust, 1 - clean)
+    """How long each part of the bar is. What neither proofs nor attacks have settled has one even where it is no share of open samples."""
+    clean, robust = float(summary["clean_accuracy"]), float(summary["robust_accuracy_at_most"])
+    certified = float(summary["certified_accuracy"])
+    left = robust - certified if summary["open"] is None else float(summary["open"])
+    values = (certified, left, clean - robust, 1 - clean)
     return {state: max(0.0, value) for state, value in zip(STATES, values)}
 
 
@@ -162,7 +171,11 @@ def _bar(summary: Mapping[str, Any], width: int, blocks: Mapping[str, str], colo
 def _legend(summary: Mapping[str, Any], n: int, blocks: Mapping[str, str], console: Console) -> Columns:
     colours = _colours(console)
     shares = _shares(summary).items()
-    parts = [Text.assemble((blocks[s] * 2, colours[s]), f" {_TITLES[s]} {_spaced(percent(share, n))}", no_wrap=True) for s, share in shares]
+    known = {s: None if s == "open" and summary["open"] is None else share for s, share in shares}
+    parts = [
+        Text.assemble((blocks[s] * 2, colours[s]), f" {_TITLES[s]} {_spaced(percent(share, n))}", no_wrap=True)
+        for s, share in known.items()
+    ]
     return Columns(parts, padding=(0, 3))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustkit.errors import BadInput, RobustkitError, unknown
+from robustkit.errors import BadInput, RobustkitError, first_line, unknown
 from robustkit.torchvision_compat import declare_operators
 
 _NAMED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -108,5 +108,5 @@ def _source_hash(module: str, text: str, kind: str) -> str | None:
 
 def _line(problem: BaseException) -> str:
     """One line that names an exception."""
-    lines = str(problem).strip().splitlines()
-    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__
+    name, line = type(problem).__name__, first_line(problem)
+    return name if line == name else f"{name}: {line}"

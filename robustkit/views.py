@@ -64,6 +64,8 @@ class View:
             "size": torch.full((count,), torch.inf, dtype=torch.float64, device=device),
             "predicted": torch.full((count,), -1, dtype=torch.int64, device=device),
         }
+        if rows.x.is_cuda:
+            page |= {"waiting": self.threat.zero(rows.x), "waiting_size": torch.full_like(page["size"], torch.inf)}
         if self.keep == "best":
             page |= {"highest": torch.full((count,), -torch.inf, device=device), "last": self.threat.zero(rows.x)}
         return page
@@ -71,29 +73,60 @@ class View:
     def _see(self, p: Tensor, logits: Tensor | None, near: Tensor | None = None) -> None:
         """Count a forward and keep p where it is the row's first adversarial point (of the rows that are `near`)."""
         book, rows = self.book, self.rows
-        book["queries"] = book["queries"] + ~book["done"]
+        book["queries"] = book["queries"] + self._working()
         if self.keep == "best" or logits is None or (near is not None and not near.is_cuda and not bool(near.any())):
             return
         fresh = self.goal.hit(self.goal.margin(logits, rows.y, rows.target)) & ~book["done"]
         fresh = fresh if near is None else fresh & near
-        if not bool(fresh.any()):
+        if not fresh.is_cuda and not bool(fresh.any()):
             return
         if not self.bounded:
             fresh = fresh & within(self.threat.size(rows.x, p), rows.eps)
         if self.classifier.random:  # judged by hundreds of votes: once, when the attempt has ended
             self._keep("candidate", p, fresh)
             book["done"] = book["done"] | fresh
+        else:
+            self._offer(p, fresh, torch.zeros_like(rows.eps))
+
+    def _working(self) -> Tensor:
+        """(R,) bool: rows whose queries count. (A point that waits and is refused has cost up to three steps that do not.)"""
+        working = ~self.book["done"]
+        return working & torch.isinf(self.book["waiting_size"]) if "waiting" in self.book else working
+
+    def _offer(self, p: Tensor, where: Tensor, size: Tensor) -> None:
+        """Points p of the rows marked in `where` (R,) may be adversarial; `size` (R,) float64, the smaller the better.
+
+        On the CPU the Judge is asked at once. On a device that would make the host wait for every step: there the
+        best point of a row waits until the Driver calls `ask_judge`.
+        """
+        book = self.book
+        if not where.is_cuda:
+            self._take(self._confirm(p, where.nonzero()[:, 0], self.rows.eps))
             return
-        at = self._confirm(p, fresh.nonzero()[:, 0], rows.eps)
-        book["done"] = book["done"].index_fill(0, at, True)
+        better = where & (size < book["waiting_size"])
+        self._keep("waiting", p, better)
+        book["waiting_size"] = torch.where(better, size, book["waiting_size"])
+
+    def ask_judge(self) -> None:
+        """Ask about the points that wait."""
+        if "waiting" in self.book:
+            at = torch.isfinite(self.book["waiting_size"]).nonzero()[:, 0]
+            self._take(self._confirm(self.book["waiting"], at, self.rows.eps))
+            self.book["waiting_size"] = torch.full_like(self.book["waiting_size"], torch.inf)
+
+    def _take(self, at: Tensor) -> None:
+        """The rows at positions `at` have a confirmed adversarial point."""
+        self.book["done"] = self.book["done"].index_fill(0, at, True)
 
     def _confirm(self, p: Tensor, at: Tensor, eps: Tensor) -> Tensor:
-        """Ask the Judge about the rows at positions `at`; those it confirms within eps (R,) are in the book, and returned."""
+        """Ask the Judge about the rows at positions `at`; those it confirms within eps (R,) are in the book, and returned.
+
+        What the Judge asks is robustkit's question, not the attacker's: the Driver counts one an attempt, for what is delivered.
+        """
         if not len(at):
             return at
         book, rows = self.book, self.rows
         verified, size, logits = self.judge.confirm(rows.x[at], rows.y[at], rows.target[at], p[at], eps[at])
-        book["queries"] = book["queries"].index_add(0, at, torch.ones_like(at))
         found = at[verified]
         new = {"candidate": p[found], "size": size[verified], "predicted": logits.argmax(1)[verified]}
         for name, values in new.items():
@@ -166,7 +199,7 @@ class View:
         with torch.no_grad():
             logits = self._answers(p[:, None], 1)
         if self.draws > 1:
-            self._also((self.draws - 1) * ~self.book["done"])
+            self._also((self.draws - 1) * self._working())
         self._see(p, logits, near)
         if self.by_margin and self.keep == "best":
             self._weigh(p, self.goal.margin(logits, self.rows.y, self.rows.target))
@@ -189,7 +222,7 @@ class View:
                 inside = within(self.threat.size(x, flat), rows.eps.repeat_interleave(points))
                 margin = torch.where(inside, margin, -torch.inf)
             best = margin.view(count, points).argmax(1) + torch.arange(count, device=p.device) * points
-        self._also((points * self.draws - 1) * ~self.book["done"])
+        self._also((points * self.draws - 1) * self._working())
         self._see(flat[best], logits[best])
         if self.by_margin and self.keep == "best":
             self._weigh(flat[best], margin[best])
@@ -250,8 +283,8 @@ class GradientView(ScoreView):
 
         found, values = self.threat.gradient(rows.x, p, objective)
         self.classifier.backwards += points * len(rows)
-        self.book["gradients"] = self.book["gradients"] + points * ~self.book["done"]
-        self._also((points - 1) * ~self.book["done"])
+        self.book["gradients"] = self.book["gradients"] + points * self._working()
+        self._also((points - 1) * self._working())
         if through is not None:
             self._see(p, None)
         else:
@@ -285,17 +318,25 @@ class GradientView(ScoreView):
         found = _gradients(several, image)
         count = several.shape[1]
         self.classifier.backwards += count * len(rows)
-        self.book["gradients"] = self.book["gradients"] + count * ~self.book["done"]
+        self.book["gradients"] = self.book["gradients"] + count * self._working()
         self._see(p, logits.detach())
         self._weigh(p, self.goal.margin(logits.detach(), rows.y, rows.target))
         return found.nan_to_num_(0.0, 0.0, 0.0), several.detach()
 
 
 def _gradients(several: Tensor, image: Tensor) -> Tensor:
-    """(R,M,C,H,W) gradients of (R,M) values that do not depend on other rows."""
+    """(R,M,C,H,W) gradients of (R,M) values that do not depend on other rows; zero where no gradient reaches the image."""
     count = several.shape[1]
     if not several.requires_grad:
         return image.new_zeros(len(image), count, *image.shape[1:])
+    try:
+        return _backwards(several, image)
+    except NotImplementedError:  # a Function without a backward
+        return image.new_zeros(len(image), count, *image.shape[1:])
+
+
+def _backwards(several: Tensor, image: Tensor) -> Tensor:
+    count = several.shape[1]
     picks = torch.eye(count, dtype=several.dtype, device=image.device)[:, None].expand(-1, len(image), -1)
     try:
         (found,) = torch.autograd.grad(several, image, picks, is_grads_batched=True, retain_graph=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from robustkit.verdict.evidence import Evidence, Ints
 from robustkit.verdict.judge import Judge
 
 GALLERY = 24
+GALLERY_BYTES = 1 << 27
+"""What the pictures of a gallery may weigh: of large images fewer are kept."""
 
 
 def holders(evidence: Evidence) -> Ints:
@@ -88,7 +91,8 @@ def write_gallery(store: Store, stages: Sequence[Stage], evidence: Evidence, dat
     path.unlink(missing_ok=True)
     if not len(at):
         return
-    at = at[np.unique(np.linspace(0, len(at) - 1, min(GALLERY, len(at))).round().astype(np.int64))]
+    most = max(1, min(GALLERY, GALLERY_BYTES // (8 * math.prod(data.shape)), len(at)))
+    at = at[np.unique(np.linspace(0, len(at) - 1, most).round().astype(np.int64))]
     x = data.images(torch.from_numpy(at))
     columns = {
         "clean": x.numpy(),

@@ -155,7 +155,7 @@ def test_the_wheel_says_what_it_is(built: tuple[Path, Path]) -> None:
         assert b"Apache License" in read(wheel, "licenses/LICENSE")
     assert (about["Name"], about["Version"], about["Requires-Python"]) == ("robustkit", __version__, ">=3.10")
     assert about["License-Expression"] == "Apache-2.0"
-    assert dict(scripts["console_scripts"]) == {"robustkit": "robustkit.cli:main"}
+    assert dict(scripts["console_scripts"]) == {"robustkit": "robustkit.cli:run"}
 
 
 def metadata(wheel: zipfile.ZipFile, name: str) -> Message:

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import streams
+from robustkit.attacks.noise import outermost
 from robustkit.batch_size import auto_batch
-from robustkit.checks.masked_gradients import outermost
 from robustkit.checks.probe import Finding, Probe, Verdict, finding
 from robustkit.classifier import Classifier, frozen_copy
 from robustkit.errors import BadInput
@@ -155,16 +155,14 @@ class Binarisation:
         classifier = self.probe.judge.classifier
         rows = auto_batch(self.probe.data.shape, classifier.device)
         with torch.no_grad(), exact_mode():
-            return torch.cat([body(classifier.normalise(images[i : i + rows].clone())) for i in range(0, len(images), rows)])
+            return torch.cat([body(classifier.normalise(images[i : i + rows])) for i in range(0, len(images), rows)])
 
     def _with(self, body: Body, readout: Readout) -> Classifier:
         """The model with another last layer."""
         old = self.probe.judge.classifier
         model = nn.Sequential(body, readout) if isinstance(body, nn.Module) else lambda image: readout(body(image))
         mean, std = (v.flatten().tolist() if old.normalises else None for v in (old.mean, old.std))
-        found = Classifier(model, mean=mean, std=std, device=old.device)
-        found.overwrites = old.overwrites
-        return found
+        return Classifier(model, mean=mean, std=std, device=old.device)
 
     def _falls(self, task: Judge, i: int, attack: Attack) -> bool:
         """Whether the attack finds an adversarial example of the i-th probe sample's task."""

@@ -18,7 +18,7 @@ from robustkit.batch_size import BatchSize
 from robustkit.binomial import at_least
 from robustkit.core.comparisons import float_below
 from robustkit.data import Data
-from robustkit.errors import BadInput
+from robustkit.errors import BadInput, first_line
 from robustkit.methods import Attack
 from robustkit.plan import probe
 from robustkit.samples import Outcome, Samples
@@ -58,6 +58,8 @@ class Probe:
     sharing: Sharing = ALONE
     tried: dict[tuple[str, float], tuple[Bools, Bools]] = field(default_factory=dict)
     """(attack, budget) -> who has been attacked, and who fell."""
+    more: dict[str, None] = field(default_factory=dict)
+    """Specifications of the attacks that broke, at the run's budget, samples that the run had not."""
 
     @cached_property
     def at(self) -> Ints:
@@ -76,6 +78,11 @@ class Probe:
     def broken(self) -> Bools:
         """Who has fallen in the run itself, within the largest budget."""
         return self.evidence.upper[self.at] <= self.budget
+
+    @property
+    def open(self) -> Bools:
+        """Who has neither fallen in the run nor been proven robust, at the largest budget."""
+        return ~self.broken & (self.evidence.lower[self.at] < self.budget)
 
     def images(self) -> Tensor:
         """(P,C,H,W) on the classifier's device."""
@@ -103,6 +110,8 @@ class Probe:
             fell[wanted] = self._hits(attack, most, self.at[wanted])
             tried[wanted] = True
         self.tried[key] = tried, fell
+        if most == self.budget and bool((fell & ~self.broken).any()):
+            self.more[str(attack.spec)] = None
         return fell.copy()
 
     def misses(self, attack: Attack, others: Bools, gains: int) -> int | None:
@@ -134,5 +143,5 @@ def finding(name: str, check: Callable[[], Verdict]) -> Finding:
     except BadInput as problem:
         status, message, cure = "skipped", str(problem), ""
     except RuntimeError as problem:  # what a model that hides its gradients raises
-        status, message, cure = "skipped", f"could not be done: {(str(problem).splitlines() or ['?'])[0]}", ""
+        status, message, cure = "skipped", f"could not be done: {first_line(problem)}", ""
     return {"check": name, "status": status, "message": message, "cure": cure}

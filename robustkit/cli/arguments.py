@@ -13,6 +13,8 @@ _MODEL = "zoo:NAME, FILE.safetensors, torchvision:NAME, package.module:callable,
 _DATA = "digits, mnist, fashion-mnist, cifar10, npz:FILE, folder:DIR; options n=, split=, pick="
 _EXITS = "exit codes: 0 done, 1 gate failed or contradiction, 2 bad input, 3 missing, 4 incomplete (resumable), 130 interrupted"
 
+_VERDICTS = "exit codes: 0 all agree, 1 something disagrees, 2 bad input, 3 something could not be checked here"
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as everything else does."""
@@ -71,6 +73,17 @@ def parser() -> Parser:
     one = _command(commands, "report", "one self-contained HTML file for one or several runs")
     one.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     one.add_argument("--html", required=True, metavar="FILE", help="where to write it")
+
+    one = _command(commands, "verify", "check a run folder again, from anybody: every witness, every column, every figure")
+    one.epilog = f"example: robustkit verify runs/mine --model mine.safetensors --certificates. {_VERDICTS}"
+    one.add_argument("run_folder", metavar="RUN", help="folder that robustkit evaluate or certify wrote, finished or not")
+    one.add_argument("--model", metavar="MODEL", help=f"the run's model, unless it is bundled or in RUN: {_MODEL}")
+    one.add_argument("--data", metavar="DATA", help=f"the run's data, unless it is a known set or in RUN: {_DATA}")
+    one.add_argument("--certificates", action="store_true", help="prove every certificate again (statistical ones from new draws)")
+    one.add_argument("--allow-code", action="store_true", help="run the code that RUN names as its model or data: only if you trust it")
+    one.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    one.add_argument("--data-root", metavar="DIR", help="where data sets lie (or set ROBUSTKIT_DATA)")
+    one.add_argument("--json", action="store_true", help="print JSON")
 
     add_leaderboard(commands, _command)
 

@@ -71,10 +71,17 @@ def _answer(args: argparse.Namespace, evaluation: Any, gate: str, *, certifiers:
         print(f"robustkit: {evaluation.status}: the bracket so far is valid; the same command goes on", file=sys.stderr)
     if evaluation.contradicted:
         print("robustkit: a witness contradicts a certificate; see the diagnostics", file=sys.stderr)
-    if evaluation.exit_code == 0 and args.fail_under is not None and summary[gate] < args.fail_under:
-        print(f"robustkit: {gate.replace('_', ' ')} {summary[gate]:.4f} is below --fail-under {args.fail_under}", file=sys.stderr)
+    if evaluation.exit_code or args.fail_under is None:
+        return int(evaluation.exit_code)
+    found, name = summary[gate], gate.replace("_", " ")
+    if found is None:
+        why = f"is not established ({summary['not_established']}), so that --fail-under {args.fail_under} fails"
+        print(f"robustkit: {name} {why}", file=sys.stderr)
         return 1
-    return int(evaluation.exit_code)
+    if found < args.fail_under:
+        print(f"robustkit: {name} {found:.4f} is below --fail-under {args.fail_under}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def train(args: argparse.Namespace) -> int:
@@ -135,6 +142,16 @@ def reprogram(args: argparse.Namespace) -> int:
     return 0
 
 
+def _differences(run: Any) -> None:
+    """Say on stderr where the stored summary is not what the columns give; what is shown are the columns' figures."""
+    told = run.disagreements()
+    for text in told[:5]:
+        print(f"robustkit: {run.folder} contradicts itself: {text}", file=sys.stderr)
+    if told:
+        more = f" ({len(told)} differences in all)" if len(told) > 5 else ""
+        print(f"robustkit: a file was changed or is from another run; shown is what the columns give{more}", file=sys.stderr)
+
+
 def report(args: argparse.Namespace) -> int:
     """Write one HTML report of several runs; prints where it is."""
     from robustkit.report import write_report
@@ -145,6 +162,31 @@ def report(args: argparse.Namespace) -> int:
             raise Missing(f"{folder} is no finished run folder: there is no summary.json; give folders made by robustkit evaluate")
     print(write_report(folders, Path(args.html)))
     return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Check a run folder again; print what disagrees and what could not be checked."""
+    from robustkit.evaluation.verify import verify as run
+
+    options = {key: getattr(args, key) for key in ("certificates", "allow_code", "device", "data_root")}
+    found = run(args.run_folder, args.model, args.data, **options)
+    if args.json:
+        print(json.dumps(found.document(), indent=1))
+        return found.exit_code
+    counted = ", ".join(f"{count} {what}" for what, count in found.measured.items() if count and what != "forwards")
+    state = "ok" if found.ok else "FAILED" if found.problems else "not all checked"
+    print(f"{state}: {_plain(found.run)} ({counted or 'nothing'} checked)")
+    told = [("", found.problems), ("not checked: ", found.unchecked), ("note: ", found.notes)]
+    for kind, lines in told:
+        for line in lines:
+            print(f"    {kind}{_plain(line)}")
+    return found.exit_code
+
+
+def _plain(text: str) -> str:
+    """Text that may come from a stranger, as a terminal may show it."""
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    return shown.encode(sys.stdout.encoding or "ascii", "backslashreplace").decode(sys.stdout.encoding or "ascii")
 
 
 def list(args: argparse.Namespace) -> int:
@@ -167,7 +209,9 @@ def show(args: argparse.Namespace) -> int:
     if folder.is_dir():
         from robustkit.report.runs import load_run
 
-        summary = load_run(folder).summary
+        run = load_run(folder)
+        summary = run.summary
+        _differences(run)
         if args.json:
             print(json.dumps(summary, indent=1))
         else:

@@ -8,6 +8,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from robustkit.core.plain_text import harmless
 from robustkit.errors import Missing, RobustkitError
 from robustkit.report.wording import SPACE, percent
 
@@ -25,11 +26,16 @@ def leaderboard(args: argparse.Namespace) -> int:
 def _board(args: argparse.Namespace) -> Leaderboard:
     from robustkit.leaderboard import Leaderboard
 
-    return Leaderboard(args.board)
+    return Leaderboard(args.board, data=getattr(args, "data", None))
 
 
 def _say(name: str) -> None:
-    print(f"  {name!a}" if not name.isprintable() else f"  {name}", file=sys.stderr)
+    print(f"  {harmless(name)}", file=sys.stderr)
+
+
+def _keep(board: Leaderboard, as_json: bool = False) -> None:
+    """The head of the ledger, which alone can show later that nothing was cut off its end."""
+    print(f"keep the ledger's head, for verify --head: {board.ledger().head}", file=sys.stderr if as_json else sys.stdout)
 
 
 def _where(args: argparse.Namespace) -> dict[str, Any]:
@@ -47,28 +53,36 @@ def _init(args: argparse.Namespace) -> int:
 
 def _submit(args: argparse.Namespace) -> int:
     about = {"paper": args.paper, "training_data": args.training_data, "claimed": args.claimed, "model": args.model}
-    entry = _board(args).submit(args.run_folder, name=args.name, **about, **_where(args))
+    board = _board(args)
+    entry = board.submit(args.run_folder, name=args.name, **about, **_where(args))
     print(entry.id)
+    _keep(board)
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
     board, options = _board(args), {}
     if args.level == "rerun":
-        options = {"sample": args.sample, "seed": args.seed, "time_limit": args.time_limit}
+        options = {"sample": args.sample, "seed": args.seed}
+    options |= {"time_limit": args.time_limit, "most_memory": args.most_memory}
     found = board.verify(args.entry, level=args.level, head=args.head, record=not args.no_record, tick=_say, **options, **_where(args))
     if args.json:
         print(json.dumps([vars(one) | {"ok": one.ok} for one in found], indent=1))
     else:
         for one in found:
             what = one.name if not one.entry else f"{one.name} ({one.entry[:10]})"
-            print(f"{'ok     ' if one.ok else 'FAILED ' if one.problems else 'not checked '}{what}{_measured(one.measured)}")
-            for problem in one.problems:
-                print(f"    {problem}")
-            if one.missing:
-                print(f"    {one.missing}")
-        with contextlib.suppress(RobustkitError):  # said above
-            print(f"ledger {board.ledger().head}")
+            print(harmless(f"{'ok     ' if one.ok else 'FAILED ' if one.problems else 'not checked '}{what}{_measured(one.measured)}"))
+            again = one.measured.get("rerun", {})
+            by_hand = [] if again.get("counts", True) else ["its seed was given by hand: it does not count for the rank"]
+            notes = by_hand + [f"{check['status']}: {check['check']}: {check['message']}" for check in again.get("checks", [])]
+            for line in (*one.problems, *([one.missing] if one.missing else []), *again.get("left_out", []), *notes):
+                print(harmless(f"    {line}"))
+    with contextlib.suppress(RobustkitError):  # said above
+        head = board.ledger().head
+        told = f"ledger {head}"
+        if args.head is None:
+            told = f"without --head nobody can see whether the ledger's end was cut off; keep this head for the next time: {head}"
+        print(told, file=sys.stderr if args.json else sys.stdout)
     if any(one.problems for one in found):
         return 1
     return Missing.exit_code if any(one.missing for one in found) else 0
@@ -83,14 +97,18 @@ def _measured(told: dict[str, Any]) -> str:
 
 
 def _challenge(args: argparse.Namespace) -> int:
-    found = _board(args).challenge(args.entry, args.witnesses, by=args.by, **_where(args))
+    board = _board(args)
+    found = board.challenge(args.entry, args.witnesses, by=args.by, **_where(args))
     _judged([found], args.json)
+    _keep(board, args.json)
     return 0 if found.accepted else 1
 
 
 def _challenge_all(args: argparse.Namespace) -> int:
-    found = _board(args).challenge_all(args.attack, by=args.by, seed=args.seed, tick=_say, **_where(args))
+    board = _board(args)
+    found = board.challenge_all(args.attack, by=args.by, seed=args.seed, tick=_say, **_where(args))
     _judged(found, args.json)
+    _keep(board, args.json)
     return 0
 
 
@@ -127,47 +145,49 @@ def _table(board: Leaderboard, rows: list[Standing]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from robustkit.leaderboard.standings import CAUTION
     from robustkit.tables import terminal
 
     n, told, console = board.definition.n, board.definition, terminal()
+
+    def plain(text: str) -> Text:
+        """What the stream can carry, and no terminal obeys."""
+        return Text(harmless(text).replace(SPACE, " ").encode(console.encoding, "replace").decode(console.encoding))
+
     console.print(Text(f"{told.title}: {told.data['spec']}, threat {told.threat}, suite {told.suite}", style="bold"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("name", overflow="fold", min_width=16)
-    for name in ("clean", "certified", "best\nknown", "suite", "claimed"):
+    table.add_column("name", overflow="fold", min_width=14)
+    for name in ("robust\nat least", "attacked\nagain", "sub-\nmitted", "best\nknown", "clean", "certi-\nfied"):
         table.add_column(name, justify="right", min_width=7)
-    for name in ("state", "checks", "surface", "id"):
+    for name in ("state", "checks", "id"):
         table.add_column(name, no_wrap=name != "checks", min_width=6)
     for one in rows:
-        shares = (percent(share, n).replace(SPACE, " ") for share in (one.clean, one.certified, one.best_known, one.suite, one.claimed))
-        words = (one.name, *shares, one.state, one.diagnostics, one.surface, one.id[:6])
-        table.add_row("" if one.rank is None else str(one.rank), *(Text(_plain(word, console.encoding)) for word in words))
+        again = "–" if one.attacked_again is None else f"{one.attacked_again} of {one.called_robust}"
+        shares = [percent(share, n) for share in (one.robust_at_least, one.suite, one.best_known, one.clean, one.certified)]
+        words = (one.name, shares[0], again, *shares[1:], one.state, one.diagnostics or "–", one.id[:6])
+        table.add_row("" if one.rank is None else str(one.rank), *(plain(word) for word in words))
     console.print(table)
     for one in rows:
-        if one.problem:
-            console.print(Text(f"{one.name!a}: {one.problem}"))
-    for one in rows:
-        if _proven(one):
-            console.print(Text(_plain(f"{one.name}: {_proven(one)}", console.encoding), style="dim"))
+        for line in (one.problem, one.note, _proven(one, n)):
+            if line:
+                console.print(plain(f"{one.name}: {line}"), style="dim")
     left = sum(one.rank is None for one in rows)
     if left:
-        console.print(Text(f"{left} unranked: robustkit leaderboard verify --level rerun --board {board.path}"))
+        console.print(plain(f"{left} unranked: robustkit leaderboard verify --level rerun --board {board.path}"))
+    console.print(plain(CAUTION), style="dim")
 
 
-def _plain(text: str, encoding: str) -> str:
-    """What the stream can carry."""
-    return text.encode(encoding, "replace").decode(encoding)
-
-
-def _proven(one: Standing) -> str:
+def _proven(one: Standing, n: int) -> str:
     """What stands behind the figures, where there is something to say."""
     parts = [f"certificates {one.guarantee}"] if one.guarantee else []
+    for kind, share in (("statistically", one.certified_statistical), ("conditionally", one.certified_conditional)):
+        parts += [f"{percent(share, n)} certified {kind}"] if share else []
     if one.hidden_at_most is not None:
-        parts.append(
-            f"re-run: at most {percent(one.hidden_at_most).replace(SPACE, ' ')} of the unbroken samples would break in the suite (95 %)"
-        )
-    if one.challengers:
-        parts.append(f"challenged by {', '.join(one.challengers)}")
+        parts.append(f"re-run: at most {percent(one.hidden_at_most)} of the samples not attacked again would break in the suite (95 %)")
+    parts += [f"surface {one.surface}"] if one.surface == "declared" else []
+    parts += [f"its authors claim {percent(one.claimed, n)}, unchecked"] if one.claimed is not None else []
+    parts += [f"challenged by {', '.join(one.challengers)}"] if one.challengers else []
     return "; ".join(parts)
 
 
@@ -199,6 +219,9 @@ def compare(args: argparse.Namespace) -> int:
     n = found.paired
     pairs = (("clean", found.clean), ("robust", found.robust), ("certified", found.certified))
     rows = [[what, *(percent(value, n) for value in pair)] for what, pair in pairs]
+    if any(found.caution):
+        rows.insert(2, ["robust is", *(words or "checked" for words in found.caution)])
+        rows.insert(3, ["robust at most", *(percent(value, n) for value in found.robust_at_most)])
     rows.append(["robust here only", str(found.only_first), str(found.only_second)])
     listing(f"{n} paired samples at eps {found.eps}", rows, ["", found.first, found.second])
     told = (
@@ -206,5 +229,5 @@ def compare(args: argparse.Namespace) -> int:
         if found.overlap is None
         else f"the brackets overlap from {percent(found.overlap[0], n)} to {percent(found.overlap[1], n)}"
     )
-    terminal().print(f"McNemar p = {found.p_value:.3g}; {told}.\n{found.verdict}.")
+    terminal().print(f"McNemar p = {found.p_value:.3g}; {told}.\n{harmless(found.verdict)}.")
     return 0

@@ -37,15 +37,16 @@ def add_leaderboard(commands: Any, command: Add) -> None:
     one.add_argument("--paper", default="", help="for example 'Madry et al. 2018, arXiv 1706.06083'")
     one.add_argument("--training-data", default="", metavar="TEXT", help="what the model was trained on")
     one.add_argument("--claimed", type=float, metavar="SHARE", help="robust accuracy that its authors claim, from 0 to 1")
-    one.add_argument("--model", metavar="FILE", help="the weights, where they are no longer where the run found them")
+    one.add_argument("--model", metavar="FILE", help="the model that was evaluated; needed unless it is bundled or in RUN")
     _where(one)
 
     one = action("verify", "check entries: digests, or every witness, or the suite again on a random subset")
     one.add_argument("entry", nargs="?", metavar="ENTRY", help="name or id (default: all)")
     one.add_argument("--level", default="evidence", choices=("files", "evidence", "rerun"), help="default evidence")
     one.add_argument("--sample", type=int, default=300, metavar="N", help="samples that a re-run draws (default 300)")
-    one.add_argument("--seed", type=int, help="of the re-run (default: one that nobody could know before)")
-    one.add_argument("--time-limit", metavar="TIME", help="of the re-run of one entry, for example 30m")
+    one.add_argument("--seed", type=int, help="of the re-run, which then does not count for the rank (default: one that nobody could know)")
+    one.add_argument("--time-limit", metavar="TIME", help="what one entry may take, for example 30m (default 2h)")
+    one.add_argument("--most-memory", metavar="SIZE", help="what one entry may need, for example 8g (default 4g)")
     one.add_argument("--head", metavar="HASH", help="a ledger line that must still be there; shows that the end was not cut off")
     one.add_argument("--no-record", action="store_true", help="write nothing into the ledger")
     one.add_argument("--json", action="store_true", help="print JSON")
@@ -72,6 +73,7 @@ def add_leaderboard(commands: Any, command: Add) -> None:
     one = action("site", "write a static site that needs neither server nor network")
     one.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     one.add_argument("--reports", default="auto", choices=("auto", "all", "none"), help="full reports of entries (auto: of 50 at most)")
+    _data(one)
     _root(one)
 
     one = command(commands, "compare", "two runs or entries, sample by sample")
@@ -84,8 +86,13 @@ def add_leaderboard(commands: Any, command: Add) -> None:
 def _where(one: argparse.ArgumentParser) -> None:
     one.add_argument("--allow-code", action="store_true", help="allow models and data that are code; you run it")
     one.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    _data(one)
     _root(one)
 
 
 def _root(one: argparse.ArgumentParser) -> None:
     one.add_argument("--data-root", metavar="DIR", help="where data sets lie (or set ROBUSTKIT_DATA)")
+
+
+def _data(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--data", metavar="DATA", help="the board's samples, where they are neither bundled nor in its folder")

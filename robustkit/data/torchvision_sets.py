@@ -14,7 +14,7 @@ from robustkit.data.dataset import hash_arrays
 from robustkit.data.folders import folder, has_classes
 from robustkit.data.roots import bases, find, missing
 from robustkit.data.source import Selection, Source, array_reader, pick_split
-from robustkit.errors import BadInput
+from robustkit.errors import BadInput, first_line
 from robustkit.spec import Spec
 from robustkit.torchvision_compat import torchvision
 
@@ -68,7 +68,7 @@ def known_set(name: str, chosen: Selection, default: str, root: str | Path | Non
         if len(values) != len(y) or len(y) == 0:
             raise ValueError(f"{len(values)} images, {len(y)} labels")
     except (RuntimeError, ValueError, AssertionError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as problem:
-        line = (str(problem).splitlines() or [type(problem).__name__])[0]
+        line = first_line(problem)
         raise BadInput(f"the data set {name} in {place} is damaged or incomplete ({line}): fetch it again") from problem
     return Source(
         name=name,

@@ -18,15 +18,15 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
 
+from robustkit.core.plain_text import folded, harmless
 from robustkit.errors import BadInput, unknown
 from robustkit.leaderboard.definition import FILE, Definition, define, parse_title, read_definition
-from robustkit.leaderboard.documents import folded
 from robustkit.leaderboard.files import is_hex
 from robustkit.leaderboard.ledger import FILE as LEDGER
 from robustkit.leaderboard.ledger import NEXT, Ledger, read_ledger
@@ -62,12 +62,16 @@ class Leaderboard:
         board.verify(entry.id, level="rerun")
         board.standings()
 
+    Args:
+        path: the board's folder.
+        data: the board's samples, where they neither come with robustkit nor lie in that folder: DATA as the user names it.
+
     Raises Missing where there is no board, BadInput where its definition is damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, data: str | None = None) -> None:
         self.path = Path(path)
-        self.definition: Definition = read_definition(self.path)
+        self.definition: Definition = replace(read_definition(self.path), given=data)
 
     def __repr__(self) -> str:
         return f"Leaderboard({self.definition.title}: {self.definition.data['spec']}, {self.definition.threat}, {self.path})"
@@ -142,7 +146,7 @@ class Leaderboard:
         if len(hits) > 1:
             raise BadInput(f"{text!r} fits {len(hits)} entries: write more of the id: {', '.join(one.id[:12] for one in hits[:5])}")
         if not hits:
-            raise unknown("entry", text, [one.name for one in known.values()])
+            raise unknown("entry", text, [harmless(one.name) for one in known.values()])
         return Entry(self.path / "entries" / hits[0].id, self.definition, hits[0].digest, hits[0].name)
 
     # what changes it

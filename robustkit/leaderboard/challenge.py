@@ -16,12 +16,13 @@ from torch import Tensor
 
 from robustkit import registry
 from robustkit.core.comparisons import float_below
-from robustkit.data import Data
 from robustkit.errors import RobustkitError
 from robustkit.leaderboard.challenges import WITNESSES, best_known
 from robustkit.leaderboard.documents import canonical, sha256, short_text
 from robustkit.leaderboard.judging import judge_rows
 from robustkit.leaderboard.manifest import FILE, ID, Entry
+from robustkit.leaderboard.rerun_record import reruns_of
+from robustkit.leaderboard.rounding import rounded
 from robustkit.leaderboard.subject import Subject, load_subject
 from robustkit.leaderboard.witness_files import read_witnesses
 from robustkit.methods import Attack
@@ -86,7 +87,10 @@ def challenge_all(
     allow_code: bool = False,
     tick: Callable[[str], None] = lambda name: None,
 ) -> list[Judged]:
-    """Run one attack on the samples of every entry that are neither broken nor certified; its hits become challenges."""
+    """Run one attack on the samples of every entry that are not broken; its hits become challenges.
+
+    Spared are only samples whose certificates a verifier has computed again, not those that a submission calls certified.
+    """
     from robustkit.pool import pool_of
 
     by = short_text(by, "--by")
@@ -104,7 +108,8 @@ def challenge_all(
         except RobustkitError as problem:
             found.append(Judged(entry.id, entry.name, 0, 0, float("nan"), float("nan"), note=str(problem)))
             continue
-        where = np.flatnonzero((upper > budget) & (entry.columns["lower"] < budget))
+        proven = reruns_of(board.ledger(), entry.id, len(upper)).held["deterministic"]
+        where = np.flatnonzero((upper > budget) & ~proven)
         y = torch.from_numpy(entry.columns["label"][where])
         before = float(np.mean(upper > budget))
         if not len(where):
@@ -156,14 +161,16 @@ def apply(
         if not len(kept) and subject.classifier.random:  # every try on a random model is on record
             board.step("attempt", {"entry": entry.id, "by": by, "source": source, "tried": count})
         if len(kept):
-            _store(board, entry, subject.data, at[kept], size[kept], p[torch.from_numpy(kept)], by, source, told)
+            _store(board, entry, subject, at[kept], size[kept], p[torch.from_numpy(kept)], by, source, told)
     return told
 
 
 def _store(
-    board: Leaderboard, entry: Entry, data: Data, at: Ints, size: NDArray[np.float64], p: Tensor, by: str, source: str, told: Judged
+    board: Leaderboard, entry: Entry, subject: Subject, at: Ints, size: NDArray[np.float64], p: Tensor, by: str, source: str, told: Judged
 ) -> None:
-    held = {"position": at, "index": data.index.numpy()[at], "size": size, "parameters": p.numpy()}
+    held = {"position": at, "index": subject.data.index.numpy()[at], "size": size, "parameters": p.numpy()}
+    rounding = rounded(entry, subject, at, p)
+    held |= {"by_rounding": rounding.astype(np.uint8)} if bool(rounding.any()) else {}
     raw = safetensors.numpy.save({key: np.ascontiguousarray(value) for key, value in held.items()})
     files = [{"path": WITNESSES, "size": len(raw), "sha256": sha256(raw)}]
     manifest = canonical({"schema_version": 1, "entry": entry.id, "by": by, "source": source, "files": files})

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput
-from robustkit.leaderboard.documents import exactly, parse_canonical, sha256
+from robustkit.leaderboard.documents import check, parse_canonical, sha256
 from robustkit.leaderboard.files import Arrays, is_hex, read_checked, read_file, real_folder, tensors, typed
 from robustkit.leaderboard.manifest import FILE, ID, Entry
 from robustkit.spec import number
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
     from robustkit.leaderboard.board import Leaderboard
     from robustkit.leaderboard.ledger import Ledger
 
-_FORM = {
-    "schema_version": int,
-    "entry": str,
-    "by": str,
-    "source": str,
-    "files": [{"path": str, "size": int, "sha256": str}],
-}
 WITNESSES = "witnesses.safetensors"
 
 
@@ -55,7 +48,7 @@ class Challenge:
         if sha256(raw) != self.digest or sha256(raw)[:ID] != self.id:
             raise BadInput(f"{path} was changed: its sha256 is not the one in the ledger")
         found = parse_canonical(raw, str(path))
-        exactly(found, _FORM, str(path))
+        check(found, "challenge", str(path))
         extra = sorted(p.name for p in self.folder.iterdir() if p.name not in (FILE, WITNESSES))
         if [one["path"] for one in found["files"]] != [WITNESSES] or extra:
             raise BadInput(f"{path}: expected {WITNESSES} and nothing else {extra[:3]!a}")
@@ -84,12 +77,22 @@ def challenges_of(board: Leaderboard, ledger: Ledger) -> dict[str, list[Challeng
 
 def best_known(entry: Entry, challenges: list[Challenge]) -> NDArray[np.float64]:
     """(N,) size of the smallest known witness, challenges included."""
+    return known_sizes(entry, challenges)[0]
+
+
+def known_sizes(entry: Entry, challenges: list[Challenge]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N,) size of the smallest known witness, and of the smallest that is one in real arithmetic too, challenges included."""
     upper = entry.columns["upper"].copy()
+    real = upper.copy()
     for one in challenges:
         held = one.witnesses()
         at = typed(held, "position", "int64", (None,), one.id)
         size = typed(held, "size", "float64", (len(at),), one.id)
         if len(at) and (at.min() < 0 or at.max() >= len(upper)):
             raise BadInput(f"challenge {one.id}: positions beyond the board's samples")
-        np.minimum.at(upper, at, np.where(size > 0, size, np.inf))
-    return upper
+        size = np.where(size > 0, size, np.inf)
+        np.minimum.at(upper, at, size)
+        if "by_rounding" in held:
+            size = np.where(typed(held, "by_rounding", "uint8", (len(at),), one.id) > 0, np.inf, size)
+        np.minimum.at(real, at, size)
+    return upper, real

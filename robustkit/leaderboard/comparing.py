@@ -15,7 +15,7 @@ from robustkit.errors import BadInput, Missing
 from robustkit.leaderboard.definition import FILE as BOARD
 from robustkit.leaderboard.files import Arrays
 from robustkit.report.runs import load_run
-from robustkit.spec import number
+from robustkit.spec import Spec, number, parse
 from robustkit.threats import load_threat
 
 
@@ -32,6 +32,9 @@ class Side:
     labels: str
     columns: Arrays
     upper: NDArray[np.float64]
+    not_established: str
+    """Why it has no robust accuracy, "" where it has one."""
+    checked: bool
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,11 @@ class Comparison:
     paired: int
     """Samples that both have."""
     clean: tuple[float, float]
-    robust: tuple[float, float]
+    robust: tuple[float | None, float | None]
+    """None where it is not established."""
+    robust_at_most: tuple[float, float]
+    caution: tuple[str, str]
+    """Why robust accuracy is not established, or that it was not checked."""
     certified: tuple[float, float]
     only_first: int
     """Samples on which only the first is (empirically) robust."""
@@ -52,14 +59,17 @@ class Comparison:
     p_value: float
     """McNemar's exact two-sided test on these."""
     overlap: tuple[float, float] | None
-    """Robust accuracies that both brackets allow, None where the brackets are disjoint."""
+    """True robust accuracies that both brackets allow, None where the brackets are disjoint."""
 
     @property
     def verdict(self) -> str:
         """In one sentence."""
-        better = self.first if self.robust[0] >= self.robust[1] else self.second
+        better = self.first if self.robust_at_most[0] >= self.robust_at_most[1] else self.second
         if self.overlap is None:
             return f"{better} is more robust on these samples: the brackets do not overlap, whatever stronger attacks may find"
+        blind = [name for name, robust in ((self.first, self.robust[0]), (self.second, self.robust[1])) if robust is None]
+        if blind:
+            return f"which one is more robust is not established: the attacks on {' and '.join(blind)} may only have been blind"
         if self.p_value < 0.05:
             tail = "the brackets overlap, so stronger attacks could turn it"
             return f"{better} withstands the attacks more often (p = {self.p_value:.2g}); {tail}"
@@ -100,15 +110,17 @@ def compare(first: str | Path, second: str | Path, *, eps: str | None = None) ->
     mine, theirs = one.upper[left] > budget, other.upper[right] > budget
     only_first, only_second = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
     proven = [float((s.columns["lower"][at] >= budget).mean()) for s, at in ((one, left), (other, right))]
-    robust = (float(mine.mean()), float(theirs.mean()))
-    low, high = max(proven), min(robust)
+    left_over = (float(mine.mean()), float(theirs.mean()))
+    low, high = max(proven), min(left_over)
     return Comparison(
         one.name,
         other.name,
         next(text for text in one.eps if number(text) == chosen),
         len(left),
         (float((one.upper[left] > 0).mean()), float((other.upper[right] > 0).mean())),
-        robust,
+        (None if one.not_established else left_over[0], None if other.not_established else left_over[1]),
+        left_over,
+        (_caution(one), _caution(other)),
         (proven[0], proven[1]),
         only_first,
         only_second,
@@ -149,8 +161,21 @@ def side(place: str | Path) -> Side:
 
 def _side(name: str, told: Any, columns: Arrays, upper: NDArray[np.float64]) -> Side:
     data = str(told["data"].get("sha256") or told["data"]["spec"])
-    family = load_threat(str(told["threat"])).family
-    return Side(name, data, str(told["threat"]), family, tuple(told["eps"]), str(told["goal"]), str(told["labels"]), columns, upper)
+    question = (name, data, str(told["threat"]), _family(str(told["threat"])), tuple(told["eps"]), str(told["goal"]), str(told["labels"]))
+    return Side(*question, columns, upper, str(told["not_established"]), bool(told["checked"]))
+
+
+def _caution(one: Side) -> str:
+    return f"not established ({one.not_established})" if one.not_established else "" if one.checked else "not checked"
+
+
+def _family(text: str) -> str:
+    """What two threats have in common but for their budgets; of a family that is not robustkit's, its own text."""
+    try:
+        return load_threat(text).family
+    except BadInput:
+        spec = parse(text)
+        return str(Spec(spec.name, spec.items[1:], spec.options))
 
 
 def _what(one: Side, key: str) -> str:

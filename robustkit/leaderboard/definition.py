@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from robustkit import registry
 from robustkit.data import Data, load_data
 from robustkit.errors import BadInput, Missing
-from robustkit.leaderboard.documents import canonical, exactly, parse_canonical, sha256
+from robustkit.evaluation.untrusted_names import code_in, open_data
+from robustkit.leaderboard.documents import canonical, check, parse_canonical, sha256
 from robustkit.leaderboard.files import read_file
 from robustkit.methods import Attack
 from robustkit.plan import make_plan
-from robustkit.spec import number_text
+from robustkit.spec import number_text, parse
 from robustkit.suites import suite as find_suite
 from robustkit.threats import Threat, load_threat
 
@@ -25,20 +26,6 @@ METRICS = ("clean_accuracy", "robust_accuracy", "certified_accuracy", "open", "i
 """What every submission's summary must hold."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_FORM = {
-    "schema_version": int,
-    "name": str,
-    "version": int,
-    "data": {"spec": str, "digest": str, "sha256": str, "origin": str, "n": int, "shape": [int], "classes": int},
-    "threat": str,
-    "eps": str,
-    "goal": str,
-    "labels": str,
-    "suite": str,
-    "floor": [{"method": str, "version": int}],
-    "seed": int,
-    "metrics": [str],
-}
 
 
 @dataclass(frozen=True)
@@ -59,6 +46,10 @@ class Definition:
     goal: str = "untargeted"
     labels: str = "given"
     metrics: list[str] = field(default_factory=lambda: list(METRICS))
+    folder: Path | None = field(default=None, compare=False)
+    """Where the definition was read; a file that it names has to lie there. No part of the question."""
+    given: str | None = field(default=None, compare=False)
+    """The data as the user names it, where the definition names what is not opened by itself. No part of the question."""
 
     @property
     def title(self) -> str:
@@ -68,7 +59,7 @@ class Definition:
     @property
     def raw(self) -> bytes:
         """The bytes of board.json."""
-        return canonical({"schema_version": SCHEMA, **vars(self)})
+        return canonical({"schema_version": SCHEMA, **self._question()})
 
     @property
     def digest(self) -> str:
@@ -80,7 +71,10 @@ class Definition:
 
     def same_question(self, other: Definition) -> bool:
         """Whether only the version differs."""
-        return vars(self) | {"version": 0} == vars(other) | {"version": 0}
+        return self._question() | {"version": 0} == other._question() | {"version": 0}
+
+    def _question(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.compare}
 
     @property
     def most_witnesses(self) -> int:
@@ -92,11 +86,15 @@ class Definition:
         return load_threat(self.threat)
 
     def load_data(self, root: str | Path | None, allow_code: bool = False) -> Data:
-        """The board's samples, the very ones; raises BadInput where they have changed, Missing where they are not here."""
+        """The board's samples, the very ones; raises BadInput where they have changed, Missing where they are not here.
+
+        What the definition names is opened as `evaluation.untrusted_names` says; `given` is what the user names instead.
+        """
         spec = str(self.data["spec"])
-        if not allow_code and re.match(r"(digits|mnist|fashion-mnist|cifar10|npz|folder)\b", spec) is None:
-            raise Missing(f"the board's data {spec} is made by code: give --allow-code if you trust it")
-        found = load_data(spec, root)
+        if self.given is not None:
+            found = load_data(self.given, root)
+        else:
+            found = open_data(spec, self.folder, root, allow_code=allow_code)
         if found.digest != self.data["digest"]:
             raise BadInput(
                 f"the data {spec} here is not the board's (digest {found.digest[:12]}..., the board has {self.data['digest'][:12]}...)"
@@ -107,6 +105,11 @@ class Definition:
         """The attacks of the floor that make sense for a number of classes, each with its least version."""
         found = []
         for one in self.floor:
+            code = code_in(parse(str(one["method"])))
+            if code:
+                raise BadInput(
+                    f"the board demands the attack {str(one['method'])[:80]}, which opens {code[:40]!a}: no board may ask for that"
+                )
             attack = registry.make("attack", str(one["method"]))
             assert isinstance(attack, Attack)
             try:
@@ -152,14 +155,9 @@ def read_definition(folder: Path) -> Definition:
     if not path.exists():
         raise Missing(f"{folder} is no leaderboard: there is no {FILE}; make one with robustkit leaderboard init {folder}")
     found = parse_canonical(read_file(path, 1 << 20), str(path))
-    if found.get("schema_version") != SCHEMA:
-        raise BadInput(f"{path} has schema_version {str(found.get('schema_version'))[:20]}, this robustkit reads {SCHEMA}")
-    exactly(found, _FORM, str(path))
+    check(found, "board", str(path))
     del found["schema_version"]
-    definition = Definition(**found)
-    if not _NAME.fullmatch(definition.name) or not 0 < definition.n <= 10**8 or not 1 <= definition.version:
-        raise BadInput(f"{path}: the name, the version or the number of samples cannot be meant")
-    return definition
+    return Definition(**found, folder=folder)
 
 
 def parse_title(text: str) -> tuple[str, int | None]:

@@ -1,22 +1,20 @@
-"""JSON from strangers: one canonical text for writer and reader, and a check of its form before use."""
+"""JSON of a board: one canonical text for writer and reader, and texts that people type."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import unicodedata
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
+from robustkit.core.plain_text import printable
+from robustkit.core.untrusted_files import sha256 as sha256
+from robustkit.core.untrusted_json import check as check
+from robustkit.core.untrusted_json import parse as parse
 from robustkit.errors import BadInput
 from robustkit.store import canonical_json
 
 LONGEST = 200
 """Characters of a name or another short text."""
-
-_FORBIDDEN = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
-_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 
 
 def canonical(value: Any) -> bytes:
@@ -28,76 +26,12 @@ def canonical(value: Any) -> bytes:
     return (canonical_json(value) + "\n").encode()
 
 
-def sha256(raw: bytes) -> str:
-    """Hex digest of bytes."""
-    return hashlib.sha256(raw).hexdigest()
-
-
-def parse(raw: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in `raw`; raises BadInput for anything else, however it was built."""
-    try:
-        found = json.loads(raw.decode("utf-8"), parse_constant=_constant, parse_float=_float)
-    except (ValueError, RecursionError) as problem:
-        raise BadInput(f"{where} is no JSON document ({type(problem).__name__}: {str(problem)[:80]})") from problem
-    if not isinstance(found, dict):
-        raise BadInput(f"{where} holds a {type(found).__name__}: expected a JSON object")
-    return found
-
-
 def parse_canonical(raw: bytes, where: str) -> dict[str, Any]:
     """As `parse`, and the bytes must be the very ones that `canonical` writes."""
     found = parse(raw, where)
     if canonical(found) != raw:
         raise BadInput(f"{where} is not in canonical form: it was not written by robustkit")
     return found
-
-
-def _constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is too large")
-    return value
-
-
-Form = Any
-"""A type, a tuple of types, [form of every item], or {key: form}; keys that end in `?` may be absent."""
-
-
-def check(value: Any, form: Form, where: str) -> None:
-    """Raises BadInput unless a parsed document has the form. Keys beyond those named are allowed."""
-    if isinstance(form, Mapping):
-        if not isinstance(value, dict):
-            raise BadInput(f"{where} is a {type(value).__name__}: expected an object")
-        for key, inner in form.items():
-            name = key.removesuffix("?")
-            if name in value:
-                check(value[name], inner, f"{where}.{name}")
-            elif name == key:
-                raise BadInput(f"{where} lacks {name}")
-    elif isinstance(form, list):
-        if not isinstance(value, list):
-            raise BadInput(f"{where} is a {type(value).__name__}: expected a list")
-        for place, one in enumerate(value):
-            check(one, form[0], f"{where}[{place}]")
-    else:
-        kinds = form if isinstance(form, tuple) else (form,)
-        if float in kinds:
-            kinds = (*kinds, int)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            expected = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise BadInput(f"{where} is a {type(value).__name__}: expected {expected}")
-
-
-def exactly(value: Mapping[str, Any], form: Mapping[str, Form], where: str) -> None:
-    """As `check`, and no key beyond those of the form."""
-    extra = sorted(set(value) - {key.removesuffix("?") for key in form})
-    if extra:
-        raise BadInput(f"{where} has unknown keys: {', '.join(extra)[:200]}")
-    check(value, form, where)
 
 
 def short_text(text: str, what: str, *, empty: bool = False) -> str:
@@ -107,9 +41,9 @@ def short_text(text: str, what: str, *, empty: bool = False) -> str:
         raise BadInput(f"{what} is empty: write for example --name 'My model'")
     if len(found) > LONGEST:
         raise BadInput(f"{what} has {len(found)} characters: at most {LONGEST}")
-    bad = [char for char in found if unicodedata.category(char) in _FORBIDDEN or char in _DIRECTIONS]
-    if bad:
-        raise BadInput(f"{what} holds U+{ord(bad[0]):04X}, which is not printed or turns the direction of writing: leave it out")
+    if found.replace("\u00a0", " ") != _printed(found):
+        bad = next(char for char, shown in zip(found + "?", _printed(found) + "?") if char != shown and char != "\u00a0")
+        raise BadInput(f"{what} holds U+{ord(bad):04X}, which is not printed or turns the direction of writing: leave it out")
     return found
 
 
@@ -121,6 +55,5 @@ def is_short_text(text: str) -> bool:
         return False
 
 
-def folded(name: str) -> str:
-    """What two names have in common that a reader would take for the same."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+def _printed(text: str) -> str:
+    return printable(text).replace("\u00a0", " ")

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from robustkit.core.plain_text import harmless
 from robustkit.leaderboard.standings import Standing
 from robustkit.report.wording import percent
 
@@ -42,14 +43,18 @@ def _frame(
 
 def scatter(rows: Sequence[Standing], key: str, label: str) -> Markup:
     """One point for each entry: `key` against best known robust accuracy; each leads to its page."""
-    seen = [(float(getattr(row, key)), float(row.best_known), row) for row in rows if row.best_known is not None]
+    seen = [
+        (float(getattr(row, key)), float(row.best_known), row)
+        for row in rows
+        if row.best_known is not None and getattr(row, key) is not None
+    ]
     low_x = math.floor(10 * min([value for value, _, _ in seen], default=0)) / 10
     low_y = math.floor(10 * min([value for _, value, _ in seen], default=0)) / 10
     parts, x, y = _frame(min(low_x, 0.9), 1.0, min(low_y, 0.9), f"{label} in %", "best known robust accuracy in %", True)
     near = max(min(low_x, 0.9), min(low_y, 0.9))
     parts.append(f'<line class="axis" stroke-dasharray="3 4" x1="{x(near):.1f}" y1="{y(near):.1f}" x2="{x(1):.1f}" y2="{y(1):.1f}"/>')
     for at, up, row in sorted(seen, key=lambda one: one[2].rank is not None):
-        words = escape(f"{row.name}: {label} {percent(at)}, best known {percent(up)}")
+        words = escape(f"{harmless(row.name)}: {label} {percent(at)}, best known {percent(up)}")
         kind = "point" if row.rank is not None else "point unranked"
         circle = f'<circle class="{kind}" cx="{x(at):.1f}" cy="{y(up):.1f}" r="7"><title>{words}</title></circle>'
         parts.append(f'<a href="entry/{row.id}.html" tabindex="-1">{circle}</a>')

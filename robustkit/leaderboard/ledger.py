@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from robustkit.errors import BadInput, Missing
-from robustkit.leaderboard.documents import canonical, exactly, parse_canonical, sha256
+from robustkit.leaderboard.documents import canonical, check, parse_canonical, sha256
 from robustkit.leaderboard.files import read_file
 
 FILE, NEXT = "ledger.jsonl", "ledger.next"
 MOST = 1 << 28
 _START = "0" * 64
-_FORM = {"n": int, "prev": str, "time": str, "event": str, "about": {}, "hash": str}
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def read_ledger(folder: Path, name: str = FILE) -> Ledger:
     for number, text in enumerate(parts):
         where = f"{path} line {number + 1}"
         body = parse_canonical(text, where)
-        exactly(body, _FORM, where)
+        check(body, "ledger", where)
         made = str(body.pop("hash"))
         if body["n"] != number or body["prev"] != previous:
             raise BadInput(f"{where}: the chain is broken (a line was changed, moved or removed)")

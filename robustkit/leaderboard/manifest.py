@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +10,9 @@ from typing import Any
 
 from robustkit.errors import BadInput
 from robustkit.leaderboard.definition import Definition
-from robustkit.leaderboard.documents import canonical, check, exactly, is_short_text, parse, parse_canonical, sha256
-from robustkit.leaderboard.files import Arrays, columns, is_hex, read_checked, read_file, real_folder, tensors
+from robustkit.leaderboard.documents import canonical, check, is_short_text, parse, parse_canonical, sha256
+from robustkit.leaderboard.files import Arrays, columns, read_checked, read_file, real_folder, tensors
+from robustkit.report.older import upgraded
 
 SCHEMA = 1
 FILE = "manifest.json"
@@ -24,60 +24,8 @@ REQUIRED = ("run.json", "samples.npz", "summary.json")
 OPTIONAL = (MODEL, "witnesses.safetensors")
 _SMALL, _MODEL = 1 << 24, 1 << 32
 
-_FORM: Mapping[str, Any] = {
-    "schema_version": int,
-    "board": {"title": str, "definition": str},
-    "name": str,
-    "paper": str,
-    "training_data": str,
-    "claimed": (float, type(None)),
-    "model": {"spec": str, "sha256": str, "identity": str, "file": (str, type(None))},
-    "files": [{"path": str, "size": int, "sha256": str}],
-}
-_STAGE = {
-    "name": str, "spec": str, "kind": str, "eps": str, "received": int, "settled": int, "robust_accuracy": (float, type(None)),
-    "certified_accuracy": (float, type(None)), "seconds": float, "forwards": int, "backwards": int, "queries": int, "complete": bool,
-    "note": str, "guarantee?": str, "proven?": int,
-}  # fmt: skip
-_SHARES = ("clean_accuracy", "robust_accuracy", "certified_accuracy", "open", "certified_statistical", "certified_conditional")
-_INTERVALS = {name: [float] for name in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
-SUMMARY: Mapping[str, Any] = {
-    "schema_version": int,
-    "model": {"spec": str, "sha256": (str, type(None)), "parameters": int, "surface?": str},
-    "data": {"spec": str, "sha256": str, "n": int, "digest": str, "class_names": [str]},
-    "threat": str,
-    "eps": [str],
-    "goal": str,
-    "labels": str,
-    "seed": int,
-    **dict.fromkeys(_SHARES, float),
-    "interval95": _INTERVALS,
-    "population95": [float],
-    "curve": [{"eps": float, "robust_accuracy": (float, type(None)), "certified_accuracy": (float, type(None))}],
-    "eight_bit": (float, type(None)),
-    "stages": [_STAGE],
-    "diagnostics": [{"check": str, "status": str, "message": str, "cure": str}],
-    "environment": {},
-    "run": str,
-}
 UNCHECKED = ("simultaneous", "certified_radius")
 """What a summary may say besides, and nothing of a submission bears out: it is left out."""
-RUN: Mapping[str, Any] = {
-    "schema_version": int,
-    "digest": str,
-    "specification": {
-        "model": {"spec": str, "sha256": (str, type(None))},
-        "data": {"spec": str, "digest": str},
-        "threat": str,
-        "eps": [str],
-        "goal": str,
-        "labels": str,
-        "stages": [{"method": str, "version": int, "mode": str, "eps": str}],
-        "seed": int,
-    },
-    "status": str,
-    "environment": {},
-}
 
 
 def make_manifest(definition: Definition, about: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
@@ -115,33 +63,27 @@ class Entry:
         if sha256(raw) != self.digest or entry_id(raw) != self.id:
             raise BadInput(f"{path} was changed: its sha256 is not the one in the ledger")
         found = parse_canonical(raw, str(path))
-        exactly(found, _FORM, str(path))
-        exactly(found["model"], _FORM["model"], f"{path}.model")
+        check(found, "manifest", str(path))
         self._meaning(found, str(path))
         return found
 
     def _meaning(self, found: Mapping[str, Any], path: str) -> None:
-        if found["schema_version"] != SCHEMA:
-            raise BadInput(f"{path} has another schema_version: this robustkit reads {SCHEMA}")
         if found["board"] != {"title": self.definition.title, "definition": self.definition.digest}:
             raise BadInput(f"{path} is a submission to another board, or to another version of this one")
         names = [one["path"] for one in found["files"]]
         if names != sorted(set(names)) or not set(REQUIRED) <= set(names) <= {*REQUIRED, *OPTIONAL}:
             raise BadInput(f"{path} lists the files {', '.join(map(repr, names))[:300]}: expected {', '.join((*REQUIRED, *OPTIONAL))}")
         for one in found["files"]:
-            exactly(one, _FORM["files"][0], path)
-            if not 0 <= one["size"] <= self.most(one["path"]) or not is_hex(one["sha256"], 64):
-                raise BadInput(f"{path}: {one['path']} has a size or digest that cannot be meant")
+            if one["size"] > self.most(one["path"]):
+                raise BadInput(f"{path}: {one['path']} has a size that cannot be meant")
         for key in ("name", "paper", "training_data"):
             if not is_short_text(found[key]):
                 raise BadInput(f"{path}: {key} is too long or holds signs that are not printed")
-        if not found["name"] or not (found["claimed"] is None or 0 <= found["claimed"] <= 1):
-            raise BadInput(f"{path}: the name is empty, or the claim is no share from 0 to 1")
+        if not found["name"]:
+            raise BadInput(f"{path}: the name is empty")
         model, weights = found["model"], {one["path"]: one["sha256"] for one in found["files"]}.get(MODEL)
         if model["file"] != (None if weights is None else MODEL) or (weights is not None and weights != model["sha256"]):
             raise BadInput(f"{path}: the model's sha256 is not that of {MODEL}")
-        if not is_hex(model["sha256"], 64):
-            raise BadInput(f"{path}: the model's sha256 is no digest")
 
     def most(self, name: str) -> int:
         """Bytes that a file may have."""
@@ -167,7 +109,7 @@ class Entry:
     def record(self) -> dict[str, Any]:
         """run.json, its form checked."""
         found = parse(self.read("run.json"), f"{self.folder.name}/run.json")
-        check(found, RUN, f"{self.folder.name}/run.json")
+        check(found, "run", f"{self.folder.name}/run.json")
         return found
 
     @cached_property
@@ -185,23 +127,7 @@ class Entry:
 
 
 def checked_summary(found: dict[str, Any], where: str) -> dict[str, Any]:
-    """The summary itself; raises BadInput unless it has the documented form and its shares are shares."""
-    check(found, SUMMARY, where)
-    found = {key: value for key, value in found.items() if key not in UNCHECKED}
-    if found["schema_version"] != 1:
-        raise BadInput(f"{where} has schema_version {found['schema_version']}: this robustkit reads 1")
-    shares = [
-        found[key]
-        for key in ("clean_accuracy", "robust_accuracy", "certified_accuracy", "certified_statistical", "certified_conditional", "open")
-    ]
-    shares += [value for key in _INTERVALS for value in found["interval95"][key]] + found["population95"]
-    shares += [point[key] for point in found["curve"] for key in ("robust_accuracy", "certified_accuracy") if point[key] is not None]
-    shares += [stage[key] for stage in found["stages"] for key in ("robust_accuracy", "certified_accuracy") if stage[key] is not None]
-    if not all(-1e-9 <= value <= 1 + 1e-9 for value in shares) or not found["eps"]:
-        raise BadInput(f"{where} holds shares outside [0, 1], or no budget")
-    if any(len(found["interval95"][key]) != 2 for key in _INTERVALS) or len(found["population95"]) != 2:
-        raise BadInput(f"{where}: an interval has not two ends")
-    counts = [stage[key] for stage in found["stages"] for key in ("received", "settled", "forwards", "backwards", "queries", "seconds")]
-    if any(not 0 <= value < 1e18 or not math.isfinite(value) for value in counts) or len(found["stages"]) > 1000:
-        raise BadInput(f"{where}: the stages hold counts that cannot be meant")
-    return found
+    """The summary in the form of version 2, less what nothing of a submission bears out; raises BadInput for any other form."""
+    check(found, "summary", where)
+    found = upgraded(found) if found["schema_version"] == 1 else found
+    return {key: value for key, value in found.items() if key not in UNCHECKED}

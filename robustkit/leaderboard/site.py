@@ -17,13 +17,16 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from robustkit.core.comparisons import float_below
+from robustkit.core.plain_text import harmless
 from robustkit.data import Data
 from robustkit.errors import RobustkitError
-from robustkit.leaderboard.challenges import best_known
+from robustkit.leaderboard.challenges import known_sizes
 from robustkit.leaderboard.drawing import curve, scatter
+from robustkit.leaderboard.figures import certified
 from robustkit.leaderboard.manifest import Entry
 from robustkit.leaderboard.pictures import gallery, write_report
-from robustkit.leaderboard.standings import STATES, Standing, as_csv, as_json, certified
+from robustkit.leaderboard.standings import CAUTION, STATES, Standing, as_csv, as_json
+from robustkit.report.page import finalize
 from robustkit.report.palette import STATES as SAMPLES
 from robustkit.report.palette import css
 from robustkit.report.wording import allowed, percent, short
@@ -40,17 +43,18 @@ FEW = 50
 _COLUMNS = (
     ("rank", "number", "up", "num"),
     ("name", "text", "up", "name"),
+    ("robust at least", "number", "down", "num"),
+    ("submitted", "number", "down", "num opt"),
+    ("best known", "number", "down", "num"),
     ("clean", "number", "down", "num"),
     ("certified", "number", "down", "num"),
-    ("best known", "number", "down", "num"),
-    ("suite", "number", "down", "num opt"),
     ("claimed", "number", "down", "num opt"),
     ("state", "text", "up", ""),
     ("checks", "text", "up", "opt"),
     ("surface", "text", "up", "opt"),
 )
 _SIGNS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-_SHOWN = {"certified": "certified", "open": "open", "broken": "broken", "error": "clean errors"}
+_SHOWN = {"certified": "certified as submitted", "open": "open", "broken": "broken", "error": "clean errors"}
 
 
 def write_site(board: Leaderboard, out: Path, *, reports: str = "auto", data_root: str | Path | None = None) -> Path:
@@ -78,10 +82,10 @@ def write_site(board: Leaderboard, out: Path, *, reports: str = "auto", data_roo
         entry = entries[row.id]
         report = ""
         if not row.problem:
-            upper = best_known(entry, challenges.get(row.id, []))
-            lower, _ = certified(entry.columns, upper)
+            upper, real = known_sizes(entry, challenges.get(row.id, []))
+            lower, _ = certified(entry.columns, upper, real)
             states = sample_states(upper, lower, float_below(number(board.definition.eps)))
-            packed.append({"id": row.id, "name": row.name, "s": pack(states)})
+            packed.append({"id": row.id, "name": harmless(row.name), "s": pack(states)})
             report = write_report(entry, data, out)
         else:
             states = np.zeros(0, np.int64)
@@ -115,12 +119,12 @@ class _Pages:
     def __init__(self, board: Leaderboard, ledger: Ledger) -> None:
         self.board, self.ledger = board, ledger
         loader = jinja2.FunctionLoader(_read)
-        self.made = jinja2.Environment(
-            loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
+        options: dict[str, Any] = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "finalize": finalize}
+        self.made = jinja2.Environment(loader=loader, autoescape=True, **options)
         self.made.globals.update(
             board=board.definition,
             head=ledger.head,
+            caution=CAUTION,
             light=Markup(css(dark=False)),
             dark=Markup(css(dark=True)),
             css=Markup(_read("site.css")),
@@ -146,7 +150,7 @@ class _Pages:
             },
             {
                 "svg": scatter(rows, "certified", "certified accuracy"),
-                "caption": "Certified against best known: the nearer to the diagonal, the less is open.",
+                "caption": "Certified, as computed again, against best known: the nearer to the diagonal, the less is open.",
             },
         ]
         shown = [_row(row, n) for row in rows]
@@ -161,16 +165,15 @@ class _Pages:
         if row.problem:
             return self._render("entry.html.j2", row=row, history=history)
         n, summary = self.board.definition.n, entry.summary
-        figures = {key: percent(getattr(row, key), n) for key in ("clean", "certified", "best_known", "suite", "claimed")}
+        keys = ("robust_at_least", "clean", "certified", "certified_submitted", "best_known", "suite", "claimed")
+        figures = {key: percent(getattr(row, key), n) for key in keys}
         shares = [float((states == place).mean()) for place in range(len(SAMPLES))]
         starts = np.concatenate([[0.0], np.cumsum(shares)[:-1]]).tolist()
         bar = [
             {"state": s, "title": _SHOWN[s], "share": share, "start": start, "text": percent(share, n)}
             for s, share, start in zip(SAMPLES, shares, starts)
         ]
-        stages = [
-            {**stage, "robust": percent(stage["robust_accuracy"], n), "forwards": short(stage["forwards"])} for stage in summary["stages"]
-        ]
+        stages = [{**stage, "forwards": short(stage["forwards"])} for stage in summary["stages"]]
         name, place = shlex.quote(row.id[:12]), "--board BOARD"
         commands = "\n".join(
             [
@@ -185,13 +188,12 @@ class _Pages:
             figures=figures,
             bar=bar,
             weaker=weaker(row, n),
-            population=[percent(value, n) for value in summary["population95"]],
             hidden=percent(row.hidden_at_most, n),
             report=report,
             curve=curve(summary),
             gallery=gallery(entry, data),
             stages=stages,
-            diagnostics=sorted(summary["diagnostics"], key=lambda one: {"error": 0, "warn": 1, "skipped": 2}.get(one["status"], 3)),
+            diagnostics=[{"status": kind, "check": check, "message": why} for kind, check, why in row.findings],
             history=history,
             commands=commands,
             model_sha256=entry.manifest["model"]["sha256"],
@@ -211,18 +213,19 @@ def _read(name: str) -> str:
 def _row(row: Standing, n: int) -> dict[str, Any]:
     """One row of the table, ready to print."""
     shares = []
-    for key, title, optional in (
-        ("clean", "clean", False), ("certified", "certified", False), ("best_known", "best known", False), ("suite", "suite", True),
-        ("claimed", "claimed", True),
+    again = "" if row.attacked_again is None else f"{row.attacked_again} of {row.called_robust} attacked again"
+    for key, title, optional, under in (
+        ("robust_at_least", "robust at least", False, again), ("suite", "submitted", True, ""), ("best_known", "best known", False, ""),
+        ("clean", "clean", False, ""), ("certified", "certified", False, weaker(row, n)),
+        ("claimed", "claimed", True, "unchecked" if row.claimed is not None else ""),
     ):  # fmt: skip
         value = getattr(row, key)
-        under = weaker(row, n) if key == "certified" else ""
         shares.append(
             {
                 "title": title,
                 "value": "" if value is None else repr(value),
                 "text": percent(value, n),
-                "main": key == "best_known",
+                "main": key == "robust_at_least",
                 "optional": optional,
                 "under": under,
             }
@@ -250,6 +253,7 @@ def _told(event: str, about: Mapping[str, Any]) -> str:
     if event == "verify" and about.get("level") == "rerun":
         told = f"run again on {about.get('sample')} random samples (seed {about.get('seed')}): "
         told += f"{about.get('hits')} of {about.get('robust')} broke, {about.get('certificates')} certificates computed again"
+        told += "; the seed was given by hand, so it does not count for the rank" if about.get("seed_given") is not False else ""
         problems = about.get("problems")
         return (
             told

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustkit.data import Data
-from robustkit.errors import BadInput, Missing, RobustkitError, unknown
+from robustkit.errors import BadInput, Missing, RobustkitError, first_line, unknown
 from robustkit.leaderboard.challenges import Challenge
 from robustkit.leaderboard.definition import FILE as DEFINITION
 from robustkit.leaderboard.files import real_folder
 from robustkit.leaderboard.ledger import FILE as LEDGER
 from robustkit.leaderboard.ledger import NEXT
+from robustkit.leaderboard.limits import LIMITS, Limits, draws_of, pace
 from robustkit.leaderboard.manifest import FILE, Entry
 from robustkit.leaderboard.standings import levels
 from robustkit.leaderboard.subject import load_subject
@@ -59,6 +60,8 @@ def verify(
     device: str = "auto",
     data_root: str | Path | None = None,
     allow_code: bool = False,
+    time_limit: str | float | None = None,
+    most_memory: str | int | None = None,
     tick: Callable[[str], None] = lambda name: None,
     **options: Any,
 ) -> list[Verdict]:
@@ -68,17 +71,19 @@ def verify(
         level: files, evidence or rerun; each includes those before it.
         head: hash of a ledger line that must still be there.
         record: write a level that an entry has newly reached, and every re-run, into the ledger.
-        options: of the re-run: sample, seed, time_limit.
+        time_limit, most_memory: what each entry may cost the verifier, for example "2h" and "4g" (the defaults).
+        options: of the re-run: sample, seed.
 
     Returns:
         one Verdict for the board, then one for each entry; `ok` says whether all agreed.
     """
     if level not in LEVELS:
         raise unknown("level", level, LEVELS)
-    whole = Verdict("", board.definition.title, level)
+    whole, limits = Verdict("", board.definition.title, level), Limits.asked(time_limit, most_memory)
     try:
         ledger = board.ledger()
         known = board.submitted(ledger)
+        whole.measured["head"] = ledger.head
         if head is not None and not any(line.hash.startswith(head) and len(head) >= 8 for line in ledger.lines):
             whole.add(f"the ledger has no line {head}: its end was cut off, or it is another board")
     except RobustkitError as problem:
@@ -109,21 +114,22 @@ def verify(
         files(one, challenges.get(one.id, []), verdict)
         if level == "files" or data is None or verdict.problems:
             continue
-        evidence(one, data, challenges.get(one.id, []), verdict, device=device, allow_code=allow_code)
+        evidence(one, data, challenges.get(one.id, []), verdict, device=device, allow_code=allow_code, limits=limits)
         if not verdict.ok:
             continue
         if level == "rerun":
             from robustkit.leaderboard.rerun import rerun
 
             options_: dict[str, Any] = {"record": record, "device": device, "data_root": data_root, "allow_code": allow_code}
+            options_ |= {"time_limit": time_limit, "most_memory": most_memory, "judged": True}
             try:
                 done = rerun(board, one, **options_, **options)
             except RobustkitError as problem:
                 verdict.missing = f"the re-run could not be done: {problem}"
                 continue
             verdict.problems += done.problems[:MOST]
-            verdict.measured["rerun"] = done.document()
-        elif record and reached[one.id]["level"] == "files":
+            verdict.measured["rerun"] = done.document() | {"counts": done.counts}
+        elif record and reached[one.id] == "files":
             with board.changing():
                 board.step("verify", {"entry": one.id, "level": "evidence", "ok": True})
     return found
@@ -193,13 +199,21 @@ def files(entry: Entry, challenges: list[Challenge], verdict: Verdict) -> None:
 
 
 def evidence(
-    entry: Entry, data: Data, challenges: list[Challenge], verdict: Verdict, *, device: str = "auto", allow_code: bool = False
+    entry: Entry,
+    data: Data,
+    challenges: list[Challenge],
+    verdict: Verdict,
+    *,
+    device: str = "auto",
+    allow_code: bool = False,
+    limits: Limits = LIMITS,
 ) -> None:
-    """Judge everything again that a forward pass can judge."""
+    """Judge everything again that a forward pass can judge; what would cost more than the limits is said to be missing."""
     from robustkit.leaderboard.checking import Check
 
     try:
-        subject = load_subject(entry, data, device=device, allow_code=allow_code)
+        subject = load_subject(entry, data, device=device, allow_code=allow_code, limits=limits)
+        limits.time(2 * len(data) * draws_of(subject.classifier) * pace(subject.classifier, data.images), "judging its images again")
     except Missing as problem:
         verdict.missing = str(problem)
         return
@@ -212,6 +226,6 @@ def evidence(
         for found in [*check.all(), *(told for one in challenges for told in check.challenge(one))]:
             verdict.add(found)
     except (RobustkitError, RuntimeError) as problem:
-        verdict.add((str(problem).splitlines() or [type(problem).__name__])[0])
+        verdict.add(first_line(problem))
     verdict.measured |= {"forwards": subject.classifier.forwards - before, "witnesses": check.judged}
     verdict.measured["passes"] = round(verdict.measured["forwards"] / len(data), 3)

@@ -21,6 +21,8 @@ from robustkit.threats import load_threat
 from robustkit.verdict.evidence import Ints
 
 _WITNESSES = "witnesses.safetensors"
+_MOST = 4
+"""Witnesses of every sample that a file may hold: more are not read."""
 
 
 def read_witnesses(definition: Definition, subject: Subject, path: Path) -> tuple[Ints, Tensor, Counter[str]]:
@@ -38,13 +40,13 @@ def read_witnesses(definition: Definition, subject: Subject, path: Path) -> tupl
         if not (path / _WITNESSES).exists():
             raise BadInput(f"{path} holds no witness: nothing was broken there")
         origin = (told.get("data") or {}).get("digest") if isinstance(told.get("data"), dict) else None
-        held = tensors(read_file(path / _WITNESSES, 1 << 34), str(path / _WITNESSES))
+        held = tensors(read_file(path / _WITNESSES, _MOST * definition.most_witnesses), str(path / _WITNESSES))
         if origin != definition.data["digest"]:
             raise BadInput(f"{path} is about other data than the board ({definition.data['spec']})")
         held.pop("position", None)
         held.pop("image", None)
     elif path.exists():
-        held = tensors(read_file(path.resolve(), 1 << 34), str(path))
+        held = tensors(read_file(path.resolve(), _MOST * definition.most_witnesses), str(path))
     else:
         raise Missing(f"there is no {path}: give a run folder or a safetensors file of witnesses")
     return _rows(subject, held, str(path))

@@ -14,18 +14,23 @@ Nothing but this table can be built from a text, so a checkpoint's metadata cann
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from robustkit.errors import BadInput, unknown
+from robustkit.errors import BadInput, first_line, unknown
 from robustkit.models.denoiser import Denoiser, drawing
 from robustkit.models.synthesis import Synthesis
 from robustkit.models.synthesising import synthesising
 
 _DEPTH = 8
 _LAYERS = 2000
+_LONGEST = 200_000
+"""Characters of a text."""
+_CLASSES = 1000
+"""Classes of an analysis by synthesis, each of which has a network of its own."""
 
 
 class Residual(nn.Module):
@@ -72,13 +77,15 @@ def output_shape(text: str, input_shape: tuple[int, int, int]) -> tuple[int, ...
     try:
         with torch.no_grad():
             out: Tensor = net(torch.empty(2, *input_shape, device="meta"))
-    except (RuntimeError, ValueError, IndexError) as problem:
-        line = str(problem).splitlines()[0]
-        raise BadInput(f"architecture {text!r} does not take images {'x'.join(map(str, input_shape))}: {line}") from problem
+    except (RuntimeError, ValueError, IndexError, TypeError, OverflowError, MemoryError) as problem:
+        line = first_line(problem)
+        raise BadInput(f"architecture {_short(text)} does not take images {'x'.join(map(str, input_shape))}: {line}") from problem
     return tuple(out.shape[1:])
 
 
 def _whole(text: str) -> nn.Sequential:
+    if len(text) > _LONGEST:
+        raise BadInput(f"architecture {_short(text)}: {len(text)} characters, at most {_LONGEST} are read")
     try:
         return synthesising(drawing(_chain(text, text, 0)))
     except ValueError as problem:
@@ -110,7 +117,7 @@ def _layer(text: str, whole: str, depth: int) -> nn.Module:
     try:
         return _TABLE[name](_Arguments(arguments))
     except (ValueError, TypeError, RuntimeError, OverflowError) as problem:
-        raise BadInput(f"architecture {_short(whole)}: {text!r}: {str(problem).splitlines()[0]}") from problem
+        raise BadInput(f"architecture {_short(whole)}: {text!r}: {first_line(problem)}") from problem
 
 
 class _Arguments:
@@ -150,7 +157,10 @@ class _Arguments:
         return default
 
     def real(self, default: float) -> float:
-        return float(self.given.pop(0)) if self.given else default
+        found = float(self.given.pop(0)) if self.given else default
+        if not math.isfinite(found):
+            raise ValueError(f"{found}: expected a finite number")
+        return found
 
     def close(self, layer: nn.Module) -> nn.Module:
         if self.given:
@@ -174,6 +184,8 @@ def _dae(a: _Arguments) -> nn.Module:
 
 def _abs(a: _Arguments) -> nn.Module:
     classes, latent, side = a.whole("classes"), a.whole("latent values"), 28
+    if classes > _CLASSES:
+        raise ValueError(f"{classes} classes: at most {_CLASSES}")
     if a.given and a.given[0].isdigit():
         side = a.whole("side")
     starts, steps = a.named("starts", 8000), a.named("steps", 50)

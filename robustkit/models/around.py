@@ -20,5 +20,5 @@ class Around(nn.Module):
         self.register_buffer("std", base.std.clone())
 
     def fed(self, x: Tensor) -> Tensor:
-        """What the network is fed for images x (N,C,H,W)."""
-        return (x - self.mean) / self.std if self.normalises else x
+        """What the network is fed for images x (N,C,H,W): a tensor of its own, into which it may write."""
+        return (x - self.mean) / self.std if self.normalises else x.clone()

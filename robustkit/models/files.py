@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from robustkit.classifier import Classifier
-from robustkit.errors import BadInput
+from robustkit.core.untrusted_files import read_file
+from robustkit.errors import BadInput, first_line
 from robustkit.filetypes import content
 from robustkit.models.architecture import output_shape, skeleton
 from robustkit.models.architectures import Shape, from_metadata
@@ -18,6 +19,9 @@ from robustkit.models.archives import exported, torchscript
 from robustkit.models.weights import Checkpoint, fill, read_checkpoint
 
 SUFFIXES = (".safetensors", ".pt2", ".pt", ".pth", ".ts", ".bin", ".ckpt", ".pkl", ".onnx", ".h5")
+_LONGEST = 100_000
+"""Characters of mean and std."""
+
 _INPUT = re.compile(r"\s*(\d{1,6})x(\d{1,6})x(\d{1,6})(\s+in\s+\[0(?:\.0)?,\s*1(?:\.0)?\])?\s*")
 
 
@@ -31,7 +35,7 @@ def file_model(path: Path, spec: str, device: str | torch.device, allow_code: bo
     what = "TorchScript" if kind == "torchscript" else "torch.export"
     if not allow_code:
         raise BadInput(f"{path} is a {what} archive, whose loader can run code: give --allow-code (allow_code=True) if you trust it")
-    raw = path.read_bytes()
+    raw = read_file(path.resolve(), 1 << 40)
     sha256 = hashlib.sha256(raw).hexdigest()
     load = torchscript if kind == "torchscript" else exported
     try:
@@ -39,7 +43,7 @@ def file_model(path: Path, spec: str, device: str | torch.device, allow_code: bo
     except BadInput:
         raise
     except Exception as problem:
-        line = (str(problem).strip().splitlines() or [""])[0]
+        line = first_line(problem)
         raise BadInput(
             f"{path}: the {what} archive cannot be loaded ({type(problem).__name__}: {line}): save it with this torch"
         ) from problem
@@ -74,7 +78,9 @@ def _input_shape(text: str | None) -> Shape | None:
         return None
     found = _INPUT.fullmatch(text)
     if not found:
-        raise BadInput(f"input = {text!r}: expected CxHxW in [0,1], for example '1x28x28 in [0,1]'; put other ranges into mean and std")
+        raise BadInput(
+            f"input = {text[:80]!r}: expected CxHxW in [0,1], for example '1x28x28 in [0,1]'; put other ranges into mean and std"
+        )
     channels, height, width = (int(found.group(k)) for k in (1, 2, 3))
     return channels, height, width
 
@@ -89,15 +95,20 @@ def _classes(text: str, shape: Shape | None, said: str | None) -> int | None:
         found = out[0]
     if said is None:
         return found
-    if not said.strip().isdecimal() or (found is not None and int(said) != found):
-        raise BadInput(f"classes = {said!r} but the architecture has {found} outputs")
-    return int(said)
+    text = said.strip()
+    if not (text.isascii() and text.isdecimal() and len(text) <= 6 and int(text) >= 2):
+        raise BadInput(f"classes = {said[:40]!r}: expected a whole number from 2 to 999999")
+    if found is not None and int(text) != found:
+        raise BadInput(f"classes = {text!r} but the architecture has {found} outputs")
+    return int(text)
 
 
 def _numbers(text: str | None, key: str, shape: Shape | None) -> list[float] | None:
     """mean or std: one finite value, or one per channel; std above 0."""
     if text is None:
         return None
+    if len(text) > _LONGEST:
+        raise BadInput(f"{key} has {len(text)} characters: expected one number, or one per channel")
     try:
         values = [float(part) for part in text.strip().strip("[]()").split(",")]
     except ValueError as problem:

@@ -7,11 +7,11 @@ else as text. Reading runs no code.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
+from robustkit.core.files import sweep, write_atomic
+from robustkit.core.untrusted_files import check_header, read_file
+from robustkit.core.untrusted_json import parse
 from robustkit.errors import BadInput
 from robustkit.filetypes import DESCRIBED, content
 from robustkit.models.architecture import output_shape, skeleton
@@ -29,6 +32,18 @@ _CONVERT = (
     "convert it where you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors', "
     "metadata={'architecture': ..., 'input': '1x28x28 in [0,1]'})"
 )
+
+
+LONGEST_HEADER = 1 << 25
+"""Bytes that the header of a model file may have: enough for 100,000 tensors."""
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has: no larger file is read."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 40
 
 
 @dataclass(frozen=True)
@@ -48,14 +63,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise BadInput(f"{path} {DESCRIBED[found]}: robustkit does not read it; {_CONVERT}")
     if found not in ("safetensors", "other"):
         raise BadInput(f"{path} {DESCRIBED[found]}: expected a safetensors file")
-    try:
-        raw = path.read_bytes()
-    except OSError as problem:
-        raise BadInput(f"{path} cannot be read: {problem.strerror or problem}") from problem
+    raw = read_file(path.resolve(), _memory())
     sha256 = hashlib.sha256(raw).hexdigest()
     try:
+        check_header(raw, str(path), LONGEST_HEADER)
         tensors = read_tensors(raw)
-        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        header = parse(raw[8 : 8 + int.from_bytes(raw[:8], "little")], "its header")
     except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError, MemoryError) as problem:
         raise BadInput(f"{path} is truncated, damaged or no safetensors file ({problem}): fetch or save it again") from problem
     return Checkpoint(tensors, dict(header.get("__metadata__") or {}), sha256)
@@ -152,17 +165,9 @@ def state_digest(module: nn.Module) -> str:
 
 
 def _write(path: Path, raw: bytes) -> None:
-    """All or nothing: a temporary file beside it, flushed to disk, then renamed over it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """All or nothing, as `core.files` writes; raises BadInput."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        sweep(path.parent, f".{glob.escape(path.name)}.*.tmp")
+        write_atomic(path, raw)
     except OSError as problem:
         raise BadInput(f"cannot write {path}: {problem.strerror or problem}") from problem
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

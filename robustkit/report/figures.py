@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from robustkit.report.canvas import NARROW, WIDE, Size, axes, svg
 from robustkit.report.palette import LIGHT, MARKERS, RUNS_LIGHT
 from robustkit.report.runs import Run, accuracy_at, finite_max
-from robustkit.report.wording import model_title, percent, plural
+from robustkit.report.wording import caution, model_title, percent, plural
 
 Values = NDArray[np.float64]
 _GRID = 600
@@ -36,6 +36,8 @@ class Curve:
     certified: Values
     points: tuple[Values, Values, Values]
     """Reported budgets (with 0), robust and certified accuracy there."""
+    established: bool
+    """Whether there is a robust line to draw; else it is at most that."""
     exact: bool
     """The robust line is exact everywhere; otherwise only at the points."""
     clean: float
@@ -80,11 +82,11 @@ def trace(run: Run, end: float) -> Curve:
     """The curve of a run from 0 to `end`. What is certified is a proof, so it is exact everywhere."""
     upper, lower = run.columns["upper"], run.columns["lower"]
     clean = float((upper > 0).mean())
-    told = {_snap(run, float(entry["eps"])): entry for entry in run.summary["curve"] if entry["robust_accuracy"] is not None}
+    told = {_snap(run, float(entry["eps"])): entry for entry in run.summary["curve"] if entry["robust_accuracy_at_most"] is not None}
     known = sorted(eps for eps in told if eps > 0)
     points = (
         np.array([0.0, *known]),
-        np.array([clean, *(float(told[eps]["robust_accuracy"]) for eps in known)]),
+        np.array([clean, *(float(told[eps]["robust_accuracy_at_most"]) for eps in known)]),
         np.array([clean, *(float(told[eps]["certified_accuracy"]) for eps in known)]),
     )
     jumps = np.unique(np.concatenate([upper, lower, points[0], *(run.columns[column] for column in beside(run))]))
@@ -99,7 +101,7 @@ def trace(run: Run, end: float) -> Curve:
         robust[0] = clean
     else:
         robust = np.maximum(np.interp(x, points[0], points[1]), certified)
-    return Curve(x, robust, certified, points, run.exact_curve, clean)
+    return Curve(x, robust, certified, points, not run.summary["not_established"], run.exact_curve, clean)
 
 
 def curve(run: Run, name: str) -> list[Markup]:
@@ -112,9 +114,12 @@ def curve(run: Run, name: str) -> list[Markup]:
 
 def _curve_alt(run: Run, found: Curve) -> str:
     told = "; ".join(
-        f"budget {eps:.4g}: robust {percent(r, run.n)}, certified {percent(c, run.n)}" for eps, r, c in list(zip(*found.points))[:12]
+        f"budget {eps:.4g}: robust {'' if found.established else 'at most '}{percent(r, run.n)}, certified {percent(c, run.n)}"
+        for eps, r, c in list(zip(*found.points))[:12]
     )
-    return f"Line chart of accuracy against perturbation budget. Clean accuracy {percent(found.clean, run.n)}. {told}."
+    careful = caution(run.summary, run.n)
+    careful = f" Robust accuracy: {careful}." if careful else ""
+    return f"Line chart of accuracy against perturbation budget. Clean accuracy {percent(found.clean, run.n)}. {told}.{careful}"
 
 
 def _curve(run: Run, found: Curve, end: float, size: Size, name: str, alt: str) -> Markup:
@@ -127,7 +132,9 @@ def curve_file(run: Run, kind: Literal["png", "svg"]) -> bytes:
     found = trace(run, end)
     attacked = any(stage["kind"] == "attack" for stage in run.summary["stages"])
     empirical = "empirical: no attack succeeded" if attacked else "empirical: no attack was run"
+    empirical += "" if run.summary["checked"] else ", not checked"
     names: list[tuple[str, float, Any, str, str]] = [("broken", 2.4, "-" if found.exact else _DASHES, "o", empirical)]
+    names = names if found.established else [("paper", 0.0, "", "", "empirical: not established")]
     names += [("certified", 2.4, "-", "^", "certified: proven")] if deterministic(run) else []
     names += [("certified", 1.5, _LINES[column][1], "", _LINES[column][0]) for column in beside(run)]
     lines = [Line2D([], [], color=LIGHT[c], linewidth=w, linestyle=d, marker=m, label=t) for c, w, d, m, t in names]
@@ -141,6 +148,7 @@ def curve_file(run: Run, kind: Literal["png", "svg"]) -> bytes:
     clean = percent(found.clean, run.n)
     title = f"{shortened(model_title(str(summary['model']['spec'])))} on {summary['data']['spec'].partition(':')[0]}"
     told = f"{plural(run.n, 'image')}, threat {summary['threat']}, clean accuracy {clean}"
+    told += "" if found.established else f"; robust accuracy not established ({summary['not_established'].partition(':')[0]})"
     figure.text(left, 1 - 26 / size.height, title, fontsize=15, fontweight="bold", va="center", parse_math=False)
     figure.text(left, 1 - 48 / size.height, told, fontsize=11.5, color=LIGHT["soft"], va="center", parse_math=False)
     place: dict[str, Any] = {"bbox_to_anchor": (left, 8 / size.height), "ncols": 2, "frameon": False, "fontsize": 11.5}
@@ -163,7 +171,8 @@ def _drawn(run: Run, found: Curve, end: float, size: Size) -> Axes:
     lines = {column: np.minimum(_sides(run.columns[column], x), robust) for column in beside(run)}
     floor = np.maximum(certified, lines["lower_statistical"]) if "lower_statistical" in lines else certified
     drawn.fill_between(x, certified, floor, color=LIGHT["certified"], alpha=0.08, linewidth=0)
-    drawn.fill_between(x, floor, robust, facecolor="none", edgecolor=LIGHT["open"], hatch="////", linewidth=0, alpha=0.75)
+    if found.established:
+        drawn.fill_between(x, floor, robust, facecolor="none", edgecolor=LIGHT["open"], hatch="////", linewidth=0, alpha=0.75)
     drawn.fill_between(x, robust, found.clean, color=LIGHT["broken"], alpha=0.13, linewidth=0)
     drawn.plot([0, end], [found.clean] * 2, color=LIGHT["error"], linewidth=1.5, linestyle=(0, (1, 2)))
     for column, values in lines.items():
@@ -171,9 +180,12 @@ def _drawn(run: Run, found: Curve, end: float, size: Size) -> Axes:
     proven = deterministic(run)
     if proven:
         drawn.plot(x, certified, color=LIGHT["certified"], linewidth=2.4, solid_joinstyle="miter")
-    drawn.plot(x, robust, color=LIGHT["broken"], solid_joinstyle="miter", linewidth=2.4, linestyle="-" if found.exact else _DASHES)
+    if found.established:
+        drawn.plot(x, robust, color=LIGHT["broken"], solid_joinstyle="miter", linewidth=2.4, linestyle="-" if found.exact else _DASHES)
     inside = (found.points[0] <= end) & (np.isin(found.points[0], [value for _, value in run.budgets]) | (found.points[0] == 0))
-    for row, colour, mark in ((1, "broken", "o"), (2, "certified", "^"))[: 2 if proven else 1]:
+    marked = [(1, "broken", "o")] if found.established else []
+    marked += [(2, "certified", "^")] if proven else []
+    for row, colour, mark in marked:
         drawn.plot(
             found.points[0][inside],
             found.points[row][inside],
@@ -194,7 +206,8 @@ def _drawn(run: Run, found: Curve, end: float, size: Size) -> Axes:
             f"ε = {run.budget_label}", (budget, 1.02), (0, 4), textcoords="offset points", ha=side, va="bottom", color=LIGHT["soft"]
         )
     zero = np.zeros_like(x)
-    regions = [("certified", zero, certified), ("open", floor, robust), ("broken", robust, zero + found.clean)]
+    between = "open" if found.established else "not established"
+    regions = [("certified", zero, certified), (between, floor, robust), ("broken", robust, zero + found.clean)]
     for text, low, high in [*regions, ("certified statistically", certified, floor)]:
         _name_region(drawn, size, text, x, low, high, end)
     return drawn
@@ -244,7 +257,8 @@ def overlay(runs: Sequence[Run], places: Sequence[int], name: str) -> list[Marku
     end = max(reach(run) for run in runs)
     traces = [trace(run, reach(run)) for run in runs]
     told = "; ".join(
-        f"run {place + 1}: clean {percent(t.clean)}, robust {percent(t.points[1][-1])}, certified {percent(t.points[2][-1])}"
+        f"run {place + 1}: clean {percent(t.clean)}, robust {'' if t.established else 'not established, at most '}"
+        f"{percent(t.points[1][-1])}, certified {percent(t.points[2][-1])}"
         for place, t in zip(places, traces)
     )
     what = f"Line chart of robust and certified accuracy against perturbation budget for {len(runs)} runs."
@@ -256,11 +270,12 @@ def _overlay(runs: Sequence[Run], traces: Sequence[Curve], places: Sequence[int]
     drawn = _accuracy_axes(size, end)
     for run, found, place in zip(runs, traces, places):
         colour, mark = RUNS_LIGHT[place % len(RUNS_LIGHT)], MARKERS[place % len(MARKERS)]
-        drawn.fill_between(found.x, found.certified, found.robust, color=colour, alpha=0.1, linewidth=0)
         drawn.plot(found.x, found.certified, color=colour, linewidth=1.3, solid_joinstyle="miter")
-        drawn.plot(found.x, found.robust, color=colour, linewidth=2.6, linestyle="-" if found.exact else _DASHES)
+        if found.established:
+            drawn.fill_between(found.x, found.certified, found.robust, color=colour, alpha=0.1, linewidth=0)
+            drawn.plot(found.x, found.robust, color=colour, linewidth=2.6, linestyle="-" if found.exact else _DASHES)
         inside = np.isin(found.points[0], [value for _, value in run.budgets]) & (found.points[0] <= end)
-        for row, face in ((1, colour), (2, LIGHT["paper"])):
+        for row, face in [*([(1, colour)] if found.established else []), (2, LIGHT["paper"])]:
             drawn.plot(
                 found.points[0][inside],
                 found.points[row][inside],

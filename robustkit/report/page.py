@@ -13,6 +13,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from robustkit.core.plain_text import harmless
 from robustkit.report import figures, wording
 from robustkit.report.canvas import house_style
 from robustkit.report.gallery import GAIN, pictures
@@ -24,6 +25,8 @@ from robustkit.summary import interval
 FEW = 200
 """With fewer samples than this the page says so first."""
 _SHOWN_CLASSES = 20
+_MOST_CLASSES = 5000
+"""Of labels beyond this the page does not tell."""
 _MEANING = {
     "certified": "proven to stay correct",
     "open": "neither proven nor broken",
@@ -40,7 +43,8 @@ def render(runs: Sequence[Run]) -> str:
         overlays = _overlays(runs)
     folder = resources.files("robustkit.report")
     loader = jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8"))
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    options: dict[str, Any] = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "finalize": finalize}
+    environment = jinja2.Environment(loader=loader, autoescape=True, **options)
     environment.filters.update(count=wording.count, duration=wording.duration, short=wording.short, milliseconds=wording.milliseconds)
     title = sections[0]["title"] if len(runs) == 1 else f"{len(runs)} runs compared"
     page = environment.get_template("template.html.j2").render(
@@ -54,6 +58,11 @@ def render(runs: Sequence[Run]) -> str:
         gain=GAIN,
     )
     return page
+
+
+def finalize(value: Any) -> Any:
+    """What a template prints: texts of strangers without what a reader could not see or would misread; markup as it is."""
+    return harmless(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _section(run: Run, place: int) -> dict[str, Any]:
@@ -81,6 +90,8 @@ def _section(run: Run, place: int) -> dict[str, Any]:
         "guarantee": wording.guarantee(summary),
         "extra": wording.extra_guarantees(summary, n),
         "population": wording.span(summary["population95"], n),
+        "caution": wording.caution(summary, n),
+        "left": wording.percent(summary["robust_accuracy_at_most"], n),
         "banners": _banners(run),
         "errors": any(entry["status"] == "error" for entry in summary["diagnostics"]) or bool(run.disagreements()),
         "budgets": _budgets(run),
@@ -119,14 +130,16 @@ def _section(run: Run, place: int) -> dict[str, Any]:
 
 def _bar(run: Run) -> list[dict[str, Any]]:
     """The four segments at the largest budget, in the summary's own numbers."""
-    clean, robust, certified = (float(run.summary[f"{key}_accuracy"]) for key in ("clean", "robust", "certified"))
-    shares = {"certified": certified, "open": float(run.summary["open"]), "broken": clean - robust, "error": 1 - clean}
+    told = run.summary
+    clean, robust, certified = (float(told[key]) for key in ("clean_accuracy", "robust_accuracy_at_most", "certified_accuracy"))
+    left = robust - certified if told["open"] is None else float(told["open"])
+    shares = {"certified": certified, "open": left, "broken": clean - robust, "error": 1 - clean}
     return [
         {
             "state": s,
             "title": _TITLE[s],
             "share": max(0.0, shares[s]),
-            "text": wording.percent(max(0.0, shares[s]), run.n),
+            "text": wording.percent(None if s == "open" and told["open"] is None else max(0.0, shares[s]), run.n),
             "count": round(max(0.0, shares[s]) * run.n),
             "meaning": _MEANING[s],
         }
@@ -148,6 +161,14 @@ def _banners(run: Run) -> list[dict[str, str]]:
             "The bracket below is valid for the stages that have run, but further stages may narrow it. The same command resumes the run."
         )
         found.append({"kind": "error", "title": f"This run is not complete (status: {run.status}).", "text": text})
+    if run.summary["not_established"]:
+        left = wording.percent(run.summary["robust_accuracy_at_most"], run.n)
+        untold = f"The attacks left {left}, which is an upper bound and no robust accuracy. What is proven stands."
+        text = f"{run.summary['not_established']}. {untold}"
+        found.append({"kind": "error", "title": "Robust accuracy is not established.", "text": text})
+    elif not run.summary["checked"]:
+        text = "The honesty checks were not made to the end: nobody has looked whether something misled the attacks."
+        found.append({"kind": "warn", "title": "The robust accuracy was not checked.", "text": text})
     for entry in wording.sorted_diagnostics(run.summary):
         if entry["status"] in ("error", "warn"):
             found.append({"kind": str(entry["status"]), "title": f"{entry['check']}: {entry['message']}", "text": str(entry["cure"] or "")})
@@ -178,7 +199,7 @@ def _budgets(run: Run) -> list[dict[str, str]]:
         cells = {key: wording.percent(share, run.n) for key, share in {**shares, "open": left}.items()}
         given = run.summary["interval95"] if told is run.summary else {}
         measured = {key: share for key, share in shares.items() if share is not None}
-        spans = {key: given.get(f"{key}_accuracy") or interval(share, run.n) for key, share in measured.items()}
+        spans: dict[str, Any] = {key: given.get(f"{key}_accuracy") or interval(share, run.n) for key, share in measured.items()}
         spans["clean"] = run.summary["interval95"].get("clean_accuracy")
         rows.append({"eps": text} | cells | {f"{key}_interval": wording.bounds(spans.get(key), run.n) for key in ("clean", *shares)})
     return rows
@@ -198,12 +219,17 @@ def _stages(run: Run) -> list[dict[str, Any]]:
 def _classes(run: Run) -> list[dict[str, Any]]:
     """One row for each label, by number; the lowest robust accuracy first where there are many."""
     rows = []
-    for label in np.unique(run.columns["label"]):
-        mine = run.columns["label"] == label
-        n = int(mine.sum())
-        shares = [float((run.states[mine] == place).mean()) for place in range(len(STATES))]
+    labels, which = np.unique(run.columns["label"], return_inverse=True)
+    counts = np.bincount(which * len(STATES) + run.states, minlength=len(labels) * len(STATES)).reshape(len(labels), len(STATES))
+    if len(labels) > _MOST_CLASSES:
+        counts, labels = counts[:_MOST_CLASSES], labels[:_MOST_CLASSES]
+    for label, in_state in zip(labels, counts):
+        n = int(in_state.sum())
+        shares = [float(count) / n for count in in_state]
         certified, left, _, error = shares
-        cells = {"clean": 1 - error, "robust": certified + left, "certified": certified, "open": left}
+        undecided = bool(run.summary["not_established"])
+        found = {"robust": None if undecided else certified + left, "open": None if undecided else left}
+        cells = {"clean": 1 - error, "certified": certified, **found}
         rows.append(
             {
                 "name": run.class_name(int(label)),

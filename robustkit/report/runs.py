@@ -1,10 +1,8 @@
-"""A run folder, read back: nothing is computed again that the engine has written."""
+"""A run folder, read back, whoever made it: files are read with care, figures are those of the sample columns."""
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,37 +13,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustkit.core.comparisons import float_below
+from robustkit.core.untrusted_files import read_file, tensors, typed
+from robustkit.core.untrusted_json import read_json
 from robustkit.errors import BadInput, Missing
+from robustkit.report.columns import MOST_BYTES, read_columns
 from robustkit.report.palette import STATES
+from robustkit.report.recompute import budgets, old_rule, recomputed
 from robustkit.report.wording import stage_labels
 from robustkit.spec import number, number_text
 
-SCHEMA = 1
 Columns = Mapping[str, NDArray[Any]]
 
-_COLUMNS = (
-    "label",
-    "predicted",
-    "confidence",
-    "clean_margin",
-    "lower",
-    "lower_statistical",
-    "lower_conditional",
-    "upper",
-    "radius_covered",
-)
+MOST_GALLERY = 1 << 28
+"""Bytes of a gallery that is shown."""
+
 _GALLERY = ("clean", "adversarial", "label", "predicted", "adversarial_class", "index", "stage")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: what was asked (record), the answer (summary), one row per sample (columns)."""
+    """One run: what was asked (record), the answer (summary, its figures those of the columns), one row per sample (columns)."""
 
     folder: Path
     record: Mapping[str, Any]
     summary: Mapping[str, Any]
     columns: Columns
     gallery: Columns = field(default_factory=dict)
+    differences: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -65,8 +59,7 @@ class Run:
     @cached_property
     def budgets(self) -> list[tuple[str, float]]:
         """(text, float64 rounded down) of every reported budget, smallest first."""
-        exact = sorted((number(str(text)), str(text)) for text in self.summary["eps"])
-        return [(text, float_below(value)) for value, text in exact]
+        return [(text, float_below(value)) for text, value in budgets(self.summary, str(self.folder))]
 
     @property
     def budget(self) -> tuple[str, float]:
@@ -119,90 +112,68 @@ class Run:
         return self.stage_labels[place] if 0 <= place < len(self.stage_labels) else ""
 
     def disagreements(self) -> list[str]:
-        """Figures of the summary that the sample columns do not bear out."""
-        budget = self.budget[1]
-        read = {
-            "clean_accuracy": self.columns["upper"] > 0,
-            "robust_accuracy": self.columns["upper"] > budget,
-            "certified_accuracy": self.columns["lower"] >= budget,
-        }
-        pairs = [(name, float(self.summary[name]), float(found.mean())) for name, found in read.items()]
-        return [f"{name}: {told:.6g} in the summary, {seen:.6g} in the samples" for name, told, seen in pairs if abs(told - seen) > 1e-6]
+        """Figures of the stored summary that the sample columns do not bear out."""
+        return list(self.differences)
 
 
 def load_run(folder: Path) -> Run:
-    """Read a run folder; raises Missing or BadInput in one clear line."""
+    """Read a run folder, whoever made it; raises Missing or BadInput in one clear line.
+
+    Its figures are read off the sample columns; where the stored summary says something else, `differences` tells.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise Missing(f"no run folder at {folder}: give the folder that `robustkit evaluate --out` wrote")
-    summary = _read_json(folder / "summary.json")
-    record = _read_json(folder / "run.json")
-    if summary.get("schema_version", SCHEMA) != SCHEMA:
-        found = f"{folder / 'summary.json'} has schema_version {summary['schema_version']}"
-        raise BadInput(f"{found}, this robustkit reads {SCHEMA}: use the version that wrote it")
-    needed = ("model", "data", "threat", "eps", "goal", "labels", "seed", "clean_accuracy", "robust_accuracy", "certified_accuracy")
-    absent = [
-        key
-        for key in (*needed, "open", "interval95", "population95", "curve", "stages", "diagnostics", "environment")
-        if key not in summary
-    ]
-    if absent or not summary["eps"]:
-        raise BadInput(
-            f"{folder / 'summary.json'} lacks {', '.join(absent) or 'a budget'}: run the same `robustkit evaluate` command again"
-        )
-    return Run(folder, record, summary, _read_columns(folder / "samples.npz"), _read_gallery(folder / "gallery.safetensors"))
+    summary = _read_json(folder / "summary.json", "summary")
+    record = _read_json(folder / "run.json", "run")
+    columns = _read_columns(folder / "samples.npz")
+    old = old_rule(record["specification"])
+    told, differences = recomputed(summary, columns, old=old, where=str(folder / "summary.json"))
+    return Run(folder, record, told, columns, _read_gallery(folder / "gallery.safetensors"), tuple(differences))
+
+
+_AGAIN = "run the same `robustkit evaluate` command again"
+
+
+def _read_json(path: Path, form: str) -> dict[str, Any]:
+    try:
+        return read_json(path, form)
+    except Missing as problem:
+        raise _absent(path) from problem
+    except BadInput as problem:
+        raise BadInput(f"{problem}: {_AGAIN}") from problem
+
+
+def _read_columns(path: Path) -> Columns:
+    try:
+        return read_columns(read_file(path, MOST_BYTES), str(path))
+    except Missing as problem:
+        raise _absent(path) from problem
+    except BadInput as problem:
+        raise BadInput(f"{problem}: {_AGAIN}") from problem
 
 
 def _absent(path: Path) -> Missing:
     return Missing(f"{path} is missing: the run was not finished; the same `robustkit evaluate` command completes it")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as problem:
-        raise _absent(path) from problem
-    except (OSError, ValueError) as problem:
-        raise BadInput(f"{path} cannot be read ({problem}): run the same `robustkit evaluate` command again") from problem
-    if not isinstance(found, dict):
-        raise BadInput(f"{path} holds no JSON object: run the same `robustkit evaluate` command again")
-    return found
-
-
-def _read_columns(path: Path) -> Columns:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            columns = {name: stored[name] for name in stored.files}
-    except FileNotFoundError as problem:
-        raise _absent(path) from problem
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as problem:
-        raise BadInput(f"{path} cannot be read ({problem}): run the same `robustkit evaluate` command again") from problem
-    absent = [name for name in _COLUMNS if name not in columns]
-    if absent:
-        raise BadInput(f"{path} lacks the columns {', '.join(absent)}: run the same `robustkit evaluate` command again")
-    lengths = {len(columns[name]) for name in _COLUMNS}
-    if len(lengths) != 1 or 0 in lengths:
-        raise BadInput(f"{path} has columns of lengths {sorted(lengths)}: expected one row for each sample, at least one")
-    return columns
-
-
 def _read_gallery(path: Path) -> Columns:
-    if not path.exists():
-        return {}
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+    """The gallery, {} where there is none or it is larger than a report shows."""
     try:
-        found: dict[str, NDArray[Any]] = load_file(path)
-    except (OSError, SafetensorError) as problem:
-        raise BadInput(f"{path} cannot be read ({problem}): delete it, or run the same `robustkit evaluate` command again") from problem
-    absent = [name for name in _GALLERY if name not in found]
-    shapes = {found[name].shape for name in ("clean", "adversarial") if name in found}
-    if absent or len(shapes) != 1 or any(len(shape) != 4 for shape in shapes):
-        raise BadInput(
-            f"{path} is no gallery (lacks {', '.join(absent) or 'images of one shape (G,C,H,W)'}): delete it, or run the same command again"
-        )
-    return found
+        if path.lstat().st_size > MOST_GALLERY:
+            return {}
+        found = tensors(read_file(path, MOST_GALLERY), str(path))
+        images = typed(found, "clean", "float32", (None, None, None, None), str(path))
+        typed(found, "adversarial", "float32", images.shape, str(path))
+        for name in _GALLERY[2:]:
+            typed(found, name, "int64", (len(images),), str(path))
+        if 0 in images.shape:
+            raise BadInput(f"{path} holds images of shape {images.shape}")
+    except FileNotFoundError:
+        return {}
+    except BadInput as problem:
+        raise BadInput(f"{problem}: delete it, or {_AGAIN}") from problem
+    return {name: found[name] for name in _GALLERY}
 
 
 def accuracy_at(values: NDArray[np.float64], where: NDArray[np.float64], *, closed: bool) -> NDArray[np.float64]:

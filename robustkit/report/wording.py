@@ -204,14 +204,24 @@ def radii(summary: Mapping[str, Any]) -> list[str]:
     return told
 
 
+def caution(summary: Mapping[str, Any], n: int) -> str:
+    """What has to stand beside the robust accuracy: why there is none, that nobody checked it, or nothing."""
+    if summary["not_established"]:
+        return f"not established ({summary['not_established']}): at most {percent(summary['robust_accuracy_at_most'], n)}"
+    return "" if summary["checked"] else "not checked"
+
+
 def verdict(summary: Mapping[str, Any], budget: str) -> str:
     """The headline in one sentence of plain words."""
     n = int(summary["data"]["n"])
-    clean, robust, certified = (float(summary[f"{name}_accuracy"]) for name in ("clean", "robust", "certified"))
+    clean, robust, certified = (float(summary[f"{name}"]) for name in ("clean_accuracy", "robust_accuracy_at_most", "certified_accuracy"))
     whose = "agree with the model's own prediction" if summary["labels"] == "predicted" else "are classified correctly"
     proven, broken, left = (round(n * share) for share in (certified, clean - robust, robust - certified))
     start = f"Of {count(n)} images, {count(round(n * clean))} {whose}. Where {allowed(str(summary['threat']), budget)}, "
     middle = f"{count(proven)} of them are proven to stay so, attacks broke {count(broken)}"
+    if summary["not_established"]:
+        untold = "is not established, because what the attacks left may only show that they were blind"
+        return f"{start}{middle}. The true robust accuracy on these images {untold}: it is at most {percent(robust, n)}."
     if left <= 0:
         return f"{start}{middle}, and none is left open: the robust accuracy is {percent(robust, n)} on these images."
     return (

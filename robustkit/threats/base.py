@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from robustkit.core.comparisons import within
+from robustkit.core.identity import from_library, identity
 from robustkit.errors import BadInput
 from robustkit.spec import Spec, canonical, digest, number
 
@@ -34,11 +37,18 @@ def exact(value: Fraction | str | float | int, what: str = "eps") -> Fraction:
     return found
 
 
+def _cached(kind: type) -> set[str]:
+    return {name for one in kind.__mro__ for name, value in vars(one).items() if isinstance(value, cached_property)}
+
+
 def input_gradient(values: Tensor, leaf: Tensor) -> Tensor:
-    """Gradient of the sum of (R,) values with respect to a leaf; zero where the graph between them is cut."""
+    """Gradient of the sum of (R,) values with respect to a leaf; zero where the graph is cut or has no backward."""
     if not values.requires_grad:
         return torch.zeros_like(leaf)
-    (found,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+    try:
+        (found,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+    except NotImplementedError:  # a Function without a backward
+        return torch.zeros_like(leaf)
     return torch.zeros_like(leaf) if found is None else found
 
 
@@ -65,7 +75,15 @@ class Threat(ABC):
 
     @property
     def spec(self) -> Spec:
-        """The canonical specification, for example linf:0.1."""
+        """The canonical specification, for example linf:0.1.
+
+        A family of the user's own is told by its class, and by a digest of its code and everything it holds but
+        the budget: `mymodule.Masked:0.1,parameters=...`.
+        """
+        kind = type(self)
+        if not from_library(kind):
+            held = {name: value for name, value in vars(self).items() if name != "eps" and name not in _cached(kind)}
+            return Spec(f"{kind.__module__}.{kind.__qualname__}", (self.eps,), {"parameters": f"x{identity(kind, held)}"})
         options = dict(canonical(self, self.name).options)
         items = tuple(options.pop(key) for key in self.positional)
         return Spec(self.name, items, options)
@@ -73,11 +91,15 @@ class Threat(ABC):
     @property
     def family(self) -> str:
         """Digest of the family and its parameters without the budget: what evidence is about."""
-        return digest(str(replace(self, eps=Fraction(1)).spec))
+        return digest(str(self.at(Fraction(1)).spec))
 
     def at(self: Self, eps: Fraction | str | float) -> Self:
         """The same family with another budget."""
-        return replace(self, eps=exact(eps))
+        if set(vars(self)) <= {field.name for field in fields(self)}:
+            return replace(self, eps=exact(eps))
+        found = copy.copy(self)  # attributes that are no fields would be lost
+        object.__setattr__(found, "eps", exact(eps))
+        return found
 
     def contains(self, x: Tensor, p: Tensor, eps: Fraction | None = None) -> Tensor:
         """(R,) bool: whether p lies within the exact budget and makes a finite image in the box."""

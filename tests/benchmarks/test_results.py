@@ -47,7 +47,9 @@ def summary(n: int = 500, **given: Any) -> dict[str, Any]:
     told = ROBUST | given
     told.setdefault("diagnostics", [PASSED])
     told.setdefault("stages", [{"kind": "certifier", "queries": 0}, {"kind": "attack", "queries": 1000}])
-    told["interval95"] = {name: interval(told[name], n) for name in ROBUST}
+    told["interval95"] = {name: None if told[name] is None else interval(told[name], n) for name in ROBUST}
+    told.setdefault("robust_accuracy_at_most", told["robust_accuracy"])
+    told |= {"checked": True, "not_established": ""} | {key: given[key] for key in ("checked", "not_established") if key in given}
     return {"certified_statistical": 0.0, "certified_conditional": 0.0, "data": {"n": n}, "model": {}, **told}
 
 
@@ -69,7 +71,7 @@ def test_the_figures_are_those_of_the_run_folders(page: Path) -> None:
     (told,) = table(page.read_text(), "defense threat")
     naive, standard = sorted(runs, key=lambda one: len(one["stages"]))
     assert [told["n"], told["threat"]] == ["16", "`linf:0.15`"]
-    assert told["naive"] == f"{100 * naive['robust_accuracy']:.1f} %"
+    assert told["naive"] == f"{100 * naive['robust_accuracy_at_most']:.1f} %"
     ends = [100 * standard[f"{name}_accuracy"] for name in ("certified", "robust")]
     assert told["standard"] == "{:.1f} – {:.1f} %".format(*ends)
     assert told["clean"] == f"{100 * standard['clean_accuracy']:.1f} %"
@@ -145,6 +147,13 @@ def test_a_run_that_fails_is_told_and_the_other_rows_stay(page: Path, results: A
         ({"robust_accuracy": 0.95}, {}, 0.8, ["flatters it by 7.0", "8.0 points above"]),
         ({"robust_accuracy": 0.89}, {"certified_accuracy": 0.5}, None, ["at least 50.0 % proven"]),
         ({"robust_accuracy": 0.89}, {}, None, ["holds so far"]),
+        ({"robust_accuracy": 0.89}, {"checked": False}, None, ["not checked"]),
+        (
+            {"robust_accuracy": 0.89},
+            {"robust_accuracy": None, "robust_accuracy_at_most": 0.88, "not_established": "unbounded: 9 of 64 survive"},
+            None,
+            ["**not established** (unbounded)"],
+        ),
     ],
 )
 def test_the_words_follow_from_the_figures(

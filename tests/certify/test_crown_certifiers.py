@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from robustkit import load_data, load_model, registry
 from robustkit.certify import Crown, CrownIBP, backward, crown_margins, ops, relax, trace
+from robustkit.certify.binding import BLOCK
+from robustkit.certify.graph import Network
 from robustkit.certify.interval import Interval, interval_margins
 from robustkit.certify.region import Region
 from robustkit.classifier import Classifier
@@ -104,14 +106,20 @@ def test_rows_that_only_fill_a_batch_up_cost_nothing(
     make_network: Callable[..., Made], monkeypatch: pytest.MonkeyPatch, sample: Callable[..., Tensor], full: Callable[..., Tensor]
 ) -> None:
     module, shape = make_network("relu")
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     margins = Crown.margins
-    monkeypatch.setattr(Crown, "margins", lambda self, network, region, y: (seen.append(len(y)), margins(self, network, region, y))[1])
+
+    def watched(self: Crown, network: Network, region: Region, y: Tensor, known: Tensor, real: int) -> Tensor:
+        seen.append((len(y), real))
+        return margins(self, network, region, y, known, real)
+
+    monkeypatch.setattr(Crown, "margins", watched)
     bound = Crown().bind(Classifier(module.float()), Linf("0.1"))
     x, y = sample(shape, 6).float(), torch.arange(6) % 3
     whole = bound(x, y, full(6, 0.1))
     filled = bound(torch.cat([x, x[-1:].expand(42, *shape)]), torch.cat([y, y[-1:].expand(42)]), full(48, 0.1))
-    assert seen == [8, 8] and torch.equal(filled[:6], whole) and torch.equal(filled[6:], whole[-1:].expand(42))
+    assert seen[0] == seen[1] and seen[0][0] == BLOCK["cpu"] and len(seen) == 2
+    assert torch.equal(filled[:6], whole) and torch.equal(filled[6:], whole[-1:].expand(42))
 
 
 def test_what_is_no_number_is_no_proof(

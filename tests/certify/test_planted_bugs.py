@@ -122,7 +122,7 @@ def _violation(make_network: Callable[..., Made], least_found: Callable[..., Ten
                         where = torch.ones_like(values[number]).flatten(1).nonzero()[::3]
                         lines = state.relax("adaptive")
                         units = starts.unit_forms(network, x, number, where)
-                        below = torch.cat([backward.pull(replace(state, region=at), f, n, g, lines) for f, n, g in units])
+                        below = torch.cat([backward.pull(replace(state, region=at), f, n, g, lines) for f, n, g in units])[: len(where)]
                         moved = (values[number] - state.values[number]).flatten(1)[where[:, 0], where[:, 1]]
                         worst = max(worst, float((below - torch.stack((moved, -moved), 1)).max()))
     return worst

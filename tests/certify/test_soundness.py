@@ -194,7 +194,7 @@ class _Stale:
 
 
 BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "bias lost": _single("forward", ops.Linear, lambda run: lambda self, *v: ops._linear(v[0], self.weight)),
+    "bias lost": _single("forward", ops.Linear, lambda run: lambda self, *v: ops.product(v[0], self.weight)),
     "weights without their absolute value": _single("magnitude", ops.Conv, lambda run: lambda self, *w: self._convolve(w[0], self.weight)),
     "only half of the width": _rule(ops.Affine, lambda rule: lambda *a: rule(*a)._replace(width=rule(*a).width * 0.5)),
     "bounds swapped": _single("between", Interval, lambda make: staticmethod(lambda low, high: make(high, low))),

@@ -12,9 +12,9 @@ from robustkit import streams
 from robustkit.attacks import Envelope
 from robustkit.certify import SynthesisBound
 from robustkit.classifier import Classifier
+from robustkit.evaluation.certify_images import certify_images
 from robustkit.models.synthesis import synthesis_of
 from robustkit.threats import load_threat
-from robustkit.verdict.proof import certify_images
 
 
 def test_the_bound_is_exact_where_reconstructions_are_fixed() -> None:

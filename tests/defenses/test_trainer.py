@@ -238,7 +238,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(quick: Quick, tmp_path: Path, mo
         if len(saves) == 3:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("robustkit.defenses.checkpoint.os.fsync", full)
+    monkeypatch.setattr("robustkit.core.files.os.fsync", full)
     with pytest.raises(Unsaved, match="No space left on device: make room; the same command goes on") as caught:
         quick("standard:epochs=2", save_every=0)
     assert caught.value.exit_code == 4

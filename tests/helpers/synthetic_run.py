@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from robustkit import binomial
 from robustkit.core.comparisons import float_below
 from robustkit.report import write_report
 from robustkit.spec import number
@@ -18,9 +19,7 @@ from robustkit.spec import number
 
 def wilson(share: float, n: int) -> list[float]:
     """A 95 % interval for the synthetic summary."""
-    z = 1.96
-    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return [max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))]
+    return list(binomial.interval(round(share * n), n))
 
 
 def synthetic_run(
@@ -38,6 +37,9 @@ def synthetic_run(
     family: str = "linf",
     gallery: int = 6,
     classes: int = 10,
+    judge: int = 2,
+    checked: bool = True,
+    not_established: str = "",
 ) -> Path:
     """A SYNTHETIC run folder: numbers drawn at random, consistent with each other, not measured on any model."""
     draw = np.random.default_rng(seed)
@@ -61,8 +63,8 @@ def synthetic_run(
         "index": np.arange(n),
         "label": label,
         "predicted": np.where(correct, label, (label + 1) % classes),
-        "confidence": confidence.astype(np.float32),
-        "clean_margin": margin.astype(np.float32),
+        "confidence": confidence,
+        "clean_margin": margin,
         "lower": lower,
         "lower_statistical": np.where(correct, 0.0, -np.inf),
         "lower_conditional": np.where(correct, 0.0, -np.inf),
@@ -77,6 +79,10 @@ def synthetic_run(
 
     def at(value: float) -> dict[str, float]:
         return {"robust_accuracy": float((upper > value).mean()), "certified_accuracy": float((lower >= value).mean())}
+
+    def point(value: float) -> dict[str, float | None]:
+        told, share = at(value), float((upper > value).mean())
+        return {**told, "robust_accuracy": None if not_established else share, "robust_accuracy_at_most": share}
 
     main, clean = at(float_below(budgets[-1])), float(correct.mean())
     names = ("ibp", "apgd", "pgd")
@@ -97,20 +103,22 @@ def synthetic_run(
                 "kind": "certifier" if place == 0 else "attack",
                 "received": received,
                 "settled": settled,
-                "robust_accuracy": robust,
+                "robust_accuracy": None if not_established else robust,
+                "robust_accuracy_at_most": robust,
                 "certified_accuracy": certified,
                 "seconds": 0.31 * 6**place,
                 "forwards": received * 100 * place + received * 2,
                 "backwards": received * 100 * place,
                 "queries": received * 101 * place,
+                "eps": eps[-1],
+                "complete": True,
+                "note": "",
             }
         )
         received -= settled
-    data: dict[str, Any] = {"spec": f"mnist:n={n}", "sha256": "5f" * 32, "n": n}
-    if class_names:
-        data["class_names"] = class_names
+    data: dict[str, Any] = {"spec": f"mnist:n={n}", "sha256": "5f" * 32, "n": n, "digest": "6a" * 32, "class_names": class_names or []}
     summary = {
-        "schema_version": 1,
+        "schema_version": 2,
         "model": {"spec": model, "sha256": "ab" * 32, "parameters": 166406},
         "data": data,
         "threat": f"{family}:{eps[-1]}",
@@ -119,13 +127,19 @@ def synthetic_run(
         "labels": "given",
         "seed": seed,
         "clean_accuracy": clean,
-        **main,
+        **point(float_below(budgets[-1])),
+        "checked": checked,
+        "not_established": not_established,
         "certified_statistical": 0.0,
         "certified_conditional": 0.0,
-        "open": main["robust_accuracy"] - main["certified_accuracy"],
-        "interval95": {"clean_accuracy": wilson(clean, n), **{key: wilson(value, n) for key, value in main.items()}},
+        "open": None if not_established else main["robust_accuracy"] - main["certified_accuracy"],
+        "interval95": {
+            "clean_accuracy": wilson(clean, n),
+            "robust_accuracy": None if not_established else wilson(main["robust_accuracy"], n),
+            "certified_accuracy": wilson(main["certified_accuracy"], n),
+        },
         "population95": [wilson(main["certified_accuracy"], n)[0], wilson(main["robust_accuracy"], n)[1]],
-        "curve": [{"eps": float(budget), **at(float_below(budget))} for budget in budgets],
+        "curve": [{"eps": float(budget), **point(float_below(budget))} for budget in (Fraction(0), *budgets)],
         "eight_bit": 0.918,
         "stages": stages,
         "diagnostics": [{"check": "zero gradients", "status": "pass", "message": "all 64 probe gradients are non-zero", "cure": ""}]
@@ -139,7 +153,13 @@ def synthetic_run(
         "schema_version": 1,
         "digest": "0123456789abcdef",
         "status": status,
-        "specification": {"model": model, "data": data["spec"], "threat": summary["threat"], "stages": list(specs), "seed": seed},
+        "specification": {
+            "model": {"spec": model, "sha256": "ab" * 32},
+            "data": {"spec": data["spec"], "digest": data["digest"]},
+            **{key: summary[key] for key in ("threat", "eps", "goal", "labels", "seed")},
+            "stages": [{"method": spec, "version": 1, "mode": "settle", "eps": eps[-1]} for spec in specs],
+            "judge": judge,
+        },
         "environment": {"robustkit": "0.1.0", "platform": "Linux x86_64", "threads": 2},
         "command": f"robustkit evaluate {model} --data {data['spec']} --threat {summary['threat']} --eps {','.join(eps)}",
     }

@@ -130,7 +130,7 @@ def test_zoo_arch_metadata(tmp_path: Path, arch: str) -> None:
         ({"input": "1x8x8 in [0,255]"}, r"in \[0,1\]"),
         ({"input": "3x8x8 in [0,1]"}, "does not take images 3x8x8"),
         ({"classes": "7"}, "10 outputs"),
-        ({"classes": "ten"}, "10 outputs"),
+        ({"classes": "ten"}, "expected a whole number"),
         ({"mean": "a"}, "separated by commas"),
         ({"mean": "0.1,0.2,0.3"}, "1 channels"),
         ({"mean": "nan"}, "finite"),

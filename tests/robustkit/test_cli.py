@@ -17,7 +17,8 @@ from robustkit.models import build, save_model
 
 KEYS = [
     *("schema_version", "model", "data", "threat", "eps", "goal", "labels", "seed"),
-    *("clean_accuracy", "robust_accuracy", "certified_accuracy", "certified_statistical", "certified_conditional", "open"),
+    *("clean_accuracy", "robust_accuracy", "robust_accuracy_at_most", "certified_accuracy"),
+    *("certified_statistical", "certified_conditional", "open", "checked", "not_established"),
     *("interval95", "population95", "curve", "eight_bit", "stages", "diagnostics", "environment", "run"),
 ]
 STAGE_KEYS = {
@@ -171,10 +172,10 @@ BAD = [
     ("evaluate usercode:no_std", 2, "std"),
     ("evaluate .", 2, "folder"),
     ("evaluate model.safetensors --data npz:nothere.npz", 3, "no nothere.npz"),
-    ("show broken", 2, "cannot be read"),
-    ("show stripped", 2, "lacks"),
+    ("show broken", 2, "no JSON document"),
+    ("show stripped", 2, "is missing"),
     ("show .", 3, "summary.json is missing"),
-    ("report broken --html x.html", 2, "cannot be read"),
+    ("report broken --html x.html", 2, "no JSON document"),
     ("", 2, "COMMAND"),
     ("evaluate a b", 2, "unrecognized"),
 ]
@@ -197,14 +198,14 @@ def test_json_is_one_document_with_the_documented_keys(place: Path, capsys: pyte
     assert list(answer) == KEYS
     assert answer["eps"] == ["0.02", "0.05"]
     assert 0 <= answer["certified_accuracy"] <= answer["robust_accuracy"] <= answer["clean_accuracy"] <= 1
-    assert answer["schema_version"] == 1
+    assert answer["schema_version"] == 2
     assert {"spec", "sha256", "parameters"} <= set(answer["model"])
     assert {"spec", "sha256", "n"} <= set(answer["data"])
     assert set(answer["interval95"]) == {"clean_accuracy", "robust_accuracy", "certified_accuracy"}
     for stage in answer["stages"]:
         assert set(stage) >= STAGE_KEYS
     for point in answer["curve"]:
-        assert set(point) == {"eps", "robust_accuracy", "certified_accuracy"}
+        assert set(point) == {"eps", "robust_accuracy", "robust_accuracy_at_most", "certified_accuracy"}
     assert (Path(answer["run"]) / "report.html").is_file()
 
 

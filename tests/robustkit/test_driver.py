@@ -67,6 +67,7 @@ SHORT = {
     "adef": ("adef:steps=6", "flow:eps=1"),
     "apgd-l1": ("apgd-l1:steps=20,restarts=2", "l1:1"),
     "boundary": ("boundary:queries=80", "l2:0.5"),
+    "image-walk": ("image-walk:queries=80", "l2:0.5"),
     "foolbox": ("foolbox:ddn,steps=6", "l2:0.5"),
     "nes": ("nes:queries=120,samples=10", "linf:0.02"),
     "rotation": ("rotation:angles=5,shifts=3", "rotation:angle=30,shift=3"),

@@ -26,7 +26,7 @@ from robustkit.threats import load_threat
 KEYS = {
     *("schema_version", "model", "data", "threat", "eps", "goal", "labels", "seed", "clean_accuracy", "robust_accuracy"),
     *("certified_accuracy", "certified_statistical", "certified_conditional", "open", "interval95", "population95", "curve"),
-    *("eight_bit", "stages", "diagnostics", "environment", "run"),
+    *("robust_accuracy_at_most", "checked", "not_established", "eight_bit", "stages", "diagnostics", "environment", "run"),
 }
 
 
@@ -89,7 +89,7 @@ def test_the_summary_has_exactly_the_documented_keys(go: Any) -> None:
     for finding in summary["diagnostics"]:
         assert set(finding) == {"check", "status", "message", "cure"}
     for point in summary["curve"]:
-        assert set(point) == {"eps", "robust_accuracy", "certified_accuracy"}
+        assert set(point) == {"eps", "robust_accuracy", "robust_accuracy_at_most", "certified_accuracy"}
     assert summary["certified_accuracy"] <= summary["robust_accuracy"] <= summary["clean_accuracy"]
     assert summary["eps"] == ["0.02", "0.06"]
     assert summary["threat"] == "linf:0.06"

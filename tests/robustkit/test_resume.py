@@ -32,7 +32,7 @@ from robustkit.threats import L1, Threat
 KEYS = {
     *("schema_version", "model", "data", "threat", "eps", "goal", "labels", "seed", "clean_accuracy", "robust_accuracy"),
     *("certified_accuracy", "certified_statistical", "certified_conditional", "open", "interval95", "population95", "curve"),
-    *("eight_bit", "stages", "diagnostics", "environment", "run"),
+    *("robust_accuracy_at_most", "checked", "not_established", "eight_bit", "stages", "diagnostics", "environment", "run"),
 }
 
 
@@ -142,6 +142,22 @@ def test_a_damaged_unit_is_computed_again(go: Any, tmp_path: Path, small_units: 
     again = go(out=tmp_path / "run", curve=True, attacks=["pgd:steps=3"])
     assert all(np.array_equal(reference[name], array, equal_nan=array.dtype.kind == "f") for name, array in go.columns(again).items())
     assert len(go.witnesses(again)["size"]) > 0
+
+
+def test_turned_bits_in_what_is_stored_change_no_result(go: Any, tmp_path: Path) -> None:
+    options = {"out": tmp_path / "run", "data": "digits:n=40", "attacks": ["pgd:steps=3"], "certifiers": ["ibp"], "threat": "linf:0.15"}
+    whole = go(**options)
+    draw = np.random.default_rng(0)
+    files = [*sorted(tmp_path.rglob("units/*/*.safetensors")), tmp_path / "run" / "diagnostics.json"]
+    for _ in range(6):
+        for path in files:
+            raw = bytearray(path.read_bytes())
+            raw[draw.integers(len(raw))] ^= 1 << int(draw.integers(8))
+            path.write_bytes(raw)
+        again = go(**options)
+        assert np.array_equal(whole.lower, again.lower)
+        assert np.array_equal(whole.upper, again.upper)
+        assert whole.summary()["diagnostics"] == again.summary()["diagnostics"]
 
 
 # ---- interruptions

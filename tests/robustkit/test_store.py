@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,56 @@ def test_a_damaged_unit_counts_as_missing(store: Store, damage: str) -> None:
     assert path.read_bytes() == whole
 
 
+def test_a_turned_bit_anywhere_counts_as_missing_or_changes_nothing(store: Store) -> None:
+    store.write_unit("01-pgd", 0, unit())
+    path = store.unit_path("01-pgd", 0)
+    whole, lost = path.read_bytes(), 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+        found = store.read_unit("01-pgd", 0)
+        lost += found is None
+        assert found is None or all(np.array_equal(found[name], array) for name, array in unit().items())
+    assert lost > 0.9 * len(whole)
+
+
+def test_a_unit_without_a_checksum_or_of_another_place_counts_as_missing(store: Store, tmp_path: Path) -> None:
+    store.write_unit("01-pgd", 0, unit())
+    whole = store.unit_path("01-pgd", 0).read_bytes()
+    store.unit_path("01-pgd", 1).write_bytes(whole)
+    assert store.read_unit("01-pgd", 1) is None
+    other = Store(tmp_path / "other")
+    other.bind(SPECIFICATION | {"seed": 1}, {})
+    other.write_unit("01-pgd", 0, unit())
+    other.unit_path("01-pgd", 0).write_bytes(whole)
+    assert other.read_unit("01-pgd", 0) is None
+    store.unit_path("01-pgd", 0).write_bytes(safetensors.numpy.save(unit()))
+    assert store.read_unit("01-pgd", 0) is None
+
+
+def test_what_a_run_keeps_for_itself_has_a_checksum(store: Store) -> None:
+    held = [{"check": "eval mode", "status": "pass", "message": "ü", "cure": ""}]
+    store.write_json("diagnostics.json", held)
+    assert store.read_json("diagnostics.json") == held
+    path = store.path("diagnostics.json")
+    whole = path.read_bytes()
+    for changed in (whole.replace(b'"pass"', b'"warn"'), json.dumps(held).encode(), whole[:-9], b"[" * 10_000):
+        path.write_bytes(changed)
+        assert store.read_json("diagnostics.json") is None
+
+
+def test_half_written_files_of_dead_processes_are_swept(store: Store) -> None:
+    store.write_unit("01-pgd", 0, unit())
+    dead, alive = subprocess.Popen(["true"]), os.getppid()
+    dead.wait()
+    left = [f"units/01-pgd/.0000000-0000128.safetensors.{dead.pid}.tmp", f".summary.json.{dead.pid}.tmp"]
+    kept = [f".report.html.{alive}.tmp", ".notes.tmp", "notes.tmp"]
+    for name in (*left, *kept):
+        (store.folder / name).write_bytes(b"half")
+    Store(store.folder).bind(SPECIFICATION, {})
+    assert not any((store.folder / name).exists() for name in left)
+    assert all((store.folder / name).exists() for name in kept)
+
+
 # ---- binding
 
 
@@ -133,6 +184,13 @@ def test_another_specification_is_refused_naming_the_fields(store: Store) -> Non
     assert "seed" not in told
     assert "\n" not in told
     assert (store.folder / "run.json").read_bytes() == before
+
+
+def test_a_run_of_an_older_rule_is_refused_in_one_clear_line(store: Store) -> None:
+    with pytest.raises(BadInput, match="older rule") as caught:
+        Store(store.folder).bind(SPECIFICATION | {"judge": 2}, {})
+    assert "--out" in str(caught.value)
+    assert "there," not in str(caught.value)
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path: Path) -> None:

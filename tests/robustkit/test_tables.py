@@ -21,15 +21,18 @@ SUMMARY: dict[str, Any] = {
     "seed": 0,
     "clean_accuracy": 0.95,
     "robust_accuracy": 0.6,
+    "robust_accuracy_at_most": 0.6,
     "certified_accuracy": 0.25,
+    "checked": True,
+    "not_established": "",
     "certified_statistical": 0.0,
     "certified_conditional": 0.0,
     "open": 0.35,
     "interval95": {"clean_accuracy": [0.924, 0.967], "robust_accuracy": [0.551, 0.647], "certified_accuracy": [0.21, 0.295]},
     "population95": [0.21, 0.647],
     "curve": [
-        {"eps": 0.01, "robust_accuracy": 0.9, "certified_accuracy": 0.8125},
-        {"eps": 8 / 255, "robust_accuracy": 0.6, "certified_accuracy": 0.25},
+        {"eps": 0.01, "robust_accuracy": 0.9, "robust_accuracy_at_most": 0.9, "certified_accuracy": 0.8125},
+        {"eps": 8 / 255, "robust_accuracy": 0.6, "robust_accuracy_at_most": 0.6, "certified_accuracy": 0.25},
     ],
     "stages": [
         {
@@ -40,6 +43,7 @@ SUMMARY: dict[str, Any] = {
             "received": 380,
             "settled": 100,
             "robust_accuracy": 0.95,
+            "robust_accuracy_at_most": 0.95,
             "certified_accuracy": 0.25,
             "seconds": 0.4,
             "forwards": 1140,
@@ -53,6 +57,7 @@ SUMMARY: dict[str, Any] = {
             "received": 280,
             "settled": 140,
             "robust_accuracy": 0.6,
+            "robust_accuracy_at_most": 0.6,
             "certified_accuracy": 0.25,
             "seconds": 75.0,
             "forwards": 28000,
@@ -183,7 +188,8 @@ def test_states_differ_in_every_colour_system(system: Any) -> None:
 
 
 def test_a_budget_that_was_not_measured_is_a_dash() -> None:
-    unmeasured = {**SUMMARY, "curve": [{"eps": 0.01, "robust_accuracy": None, "certified_accuracy": 0.8125}]}
+    point = {"eps": 0.01, "robust_accuracy": None, "robust_accuracy_at_most": None, "certified_accuracy": 0.8125}
+    unmeasured = {**SUMMARY, "curve": [point]}
     row = next(line for line in printed(unmeasured).splitlines() if line.startswith("0.01"))
     assert row.split() == ["0.01", "95.0", "%", "[92.4-96.7]", "-", "81.2", "%", "[77.1-85.0]", "-"]
 

@@ -16,17 +16,22 @@ from robustkit.engine import evaluate
 from robustkit.leaderboard import Leaderboard
 from robustkit.leaderboard.documents import canonical, sha256
 from robustkit.leaderboard.files import columns_bytes
-from robustkit.leaderboard.manifest import Entry, make_manifest
+from robustkit.leaderboard.manifest import MODEL, Entry, make_manifest
 
 DATA, THREAT = "digits:n=48", "linf:0.06"
 
 
 def run(model: str, folder: Path, **options: Any) -> Path:
-    """A complete run about the board's question, without the honesty checks, which cost more than such a run."""
+    """A complete run about the board's question, without the honesty checks, which cost more than such a run.
+
+    The model's file is copied into the folder: a submission opens no file elsewhere that a run folder names.
+    """
     given: dict[str, Any] = {"suite": "quick", "report": False, "progress": False, "out": folder} | options
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Examination, "run", lambda self: [])
         evaluate(model, given.pop("data", DATA), given.pop("threat", THREAT), **given)
+    if Path(model).is_file():
+        shutil.copy(model, folder / MODEL)
     return folder
 
 
@@ -113,17 +118,17 @@ def honest(entry: Entry, changed: Mapping[str, np.ndarray[Any, Any]]) -> dict[st
     """The figures of a summary that fit changed columns: what a careful forger writes."""
     from fractions import Fraction
 
-    from robustkit.leaderboard.checking import as_evidence
+    from robustkit.report.columns import as_evidence
     from robustkit.spec import number
-    from robustkit.summary import accuracies, curve, interval
+    from robustkit.summary import accuracies, curve, intervals
 
     evidence = as_evidence(entry.columns | dict(changed))
     eps: Fraction = number(entry.definition.eps)
     found: dict[str, Any] = accuracies(evidence, eps)
-    found["interval95"] = {key: interval(found[key], len(evidence)) for key in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
-    found["population95"] = [interval(found["certified_accuracy"], len(evidence))[0], interval(found["robust_accuracy"], len(evidence))[1]]
+    found |= intervals(found, len(evidence))
     stages = json.loads(json.dumps(entry.summary["stages"]))
-    stages[-1]["robust_accuracy"] = found["robust_accuracy"]
+    for stage in stages:
+        stage |= {key: found[key] for key in ("robust_accuracy", "robust_accuracy_at_most")}
     return found | {"curve": curve(evidence, [eps]), "stages": stages}
 
 

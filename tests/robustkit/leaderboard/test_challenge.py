@@ -170,10 +170,10 @@ def test_a_witness_in_a_certified_ball_refutes_the_certificates(
     plant(board, entry, columns=own, summary=fitting(entry, own), files={"witnesses.safetensors": rest}, name="F")
     assert all(one.ok for one in board.verify("F"))
     before = next(row for row in board.standings() if row.name == "F")
-    assert before.certified and before.certified > 0.1
+    assert before.certified_submitted and before.certified_submitted > 0.1
     assert board.challenge("F", runs / "certified", by="Me").accepted == 1
     row = next(row for row in board.standings() if row.name == "F")
-    assert (row.state, row.certified, row.rank) == ("refuted", 0.0, None)
+    assert (row.state, row.certified_submitted, row.certified, row.rank) == ("refuted", 0.0, None, None)
 
 
 def test_a_tampered_challenge_is_caught(weak: Leaderboard, runs: Path) -> None:
@@ -198,10 +198,12 @@ def test_a_random_model_is_challenged_on_fresh_draws(digits_models: dict[str, st
     (_, told) = board.verify()
     assert told.ok and told.measured["witnesses"] > 0
     row = board.standings()[0]
-    assert (row.surface, row.model[:7]) == ("declared", "smooth:")
+    assert (row.surface, row.model[:7]) == ("", "smooth:")
     held = entry.witnesses()
     lines = len(board.ledger().lines)
     weaker = save(tmp_path / "w.safetensors", position=held["position"], parameters=held["parameters"] * 0.01)
     assert board.challenge("Smoothed", weaker, by="Me").accepted == 0
     assert [line.event for line in board.ledger().lines[lines:]] == ["attempt"]
     assert all(one.ok for one in board.verify())
+    board.rerun("Smoothed", sample=4, progress=False)
+    assert board.standings()[0].surface == "declared"

@@ -26,11 +26,11 @@ def test_another_question(asked: dict[str, Any], digits_models: dict[str, str], 
     board = Leaderboard.create(tmp_path / "b", data="digits:n=16", suite="quick", **asked)
     made = make_run(digits_models["standard"], tmp_path / "run", data="digits:n=16", **asked)
     board.submit(made, name="x")
-    (_, told) = board.verify(level="rerun", sample=6, seed=1, progress=False)
+    (_, told) = board.verify(level="rerun", sample=6, progress=False)
     assert told.problems == [] and told.ok
     assert told.measured["witnesses"] > 0
     (row,) = board.standings()
-    assert row.rank == 1 and row.best_known is not None
+    assert row.rank == 1 and row.robust_at_least is not None and row.best_known is not None
     assert (tmp_path / "site").exists() or board.site(tmp_path / "site").exists()
 
 

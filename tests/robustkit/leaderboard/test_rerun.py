@@ -14,6 +14,7 @@ from robustkit.cli import main
 from robustkit.errors import BadInput
 from robustkit.leaderboard import Leaderboard
 from robustkit.leaderboard.manifest import Entry
+from robustkit.leaderboard.ranking import lower_end
 
 
 def without(entry: Entry, positions: Any) -> tuple[dict[str, Any], bytes]:
@@ -27,7 +28,9 @@ def without(entry: Entry, positions: Any) -> tuple[dict[str, Any], bytes]:
 
 def test_an_honest_entry_is_ranked(board: Leaderboard) -> None:
     assert [row.rank for row in board.standings()] == [None, None]
-    found = board.verify(level="rerun", sample=20, seed=5, progress=False)
+    board.verify(level="rerun", sample=20, seed=5, progress=False)
+    assert [row.rank for row in board.standings()] == [None, None], "whoever chooses the seed could know what it finds"
+    found = board.verify(level="rerun", sample=20, progress=False)
     assert all(one.ok for one in found)
     for one in found[1:]:
         told = one.measured["rerun"]
@@ -36,8 +39,12 @@ def test_an_honest_entry_is_ranked(board: Leaderboard) -> None:
     rows = board.standings()
     assert [row.rank for row in rows] == [1, 2]
     assert [row.name for row in rows] == ["The certified one", "The standard one"]
-    assert rows[0].best_known > rows[1].best_known  # type: ignore[operator]
+    assert rows[0].robust_at_least > rows[1].robust_at_least  # type: ignore[operator]
     assert rows[0].hidden_at_most == pytest.approx(found[2].measured["rerun"]["bound"])
+    for row, one in zip(rows, (found[2], found[1])):
+        told = one.measured["rerun"]
+        assert row.attacked_again == told["robust"] and row.called_robust == round(48 * row.suite)  # type: ignore[operator]
+        assert row.robust_at_least == lower_end(48, row.called_robust, told["robust"], 0)
     assert all(one.ok for one in board.verify())
 
 
@@ -52,6 +59,7 @@ def test_witnesses_left_out_come_back_as_a_challenge(board: Leaderboard, plant: 
     assert told.bound == pytest.approx(beta.ppf(0.95, told.hits + 1, told.robust - told.hits))
     row = next(row for row in board.standings() if row.name == "F")
     assert row.best_known == pytest.approx(row.suite - told.hits / 48)  # type: ignore[operator]
+    assert row.robust_at_least == row.best_known, "a whole re-run is exact"
     assert row.challengers == ["verifier's re-run"]
     assert row.rank is not None
     assert all(one.ok for one in board.verify("F"))

@@ -13,8 +13,9 @@ from robustkit.certify import IBP
 from robustkit.classifier import Classifier
 from robustkit.core.comparisons import float_below
 from robustkit.errors import BadInput
+from robustkit.evaluation.certify_images import certify_images
 from robustkit.threats import Linf
-from robustkit.verdict.proof import certify_images, largest_radius, prove
+from robustkit.verdict.proof import largest_radius, prove
 
 
 @pytest.fixture(autouse=True)

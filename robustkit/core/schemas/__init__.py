@@ -1,0 +1,1 @@
+"""JSON schemas of every document that robustkit writes for others to read."""
