@@ -2,9 +2,10 @@
 
     python benchmarks/campaign_cheats.py [--n 60] [--kinds saturation,batch] [--only NAME] [--no-sound] [--json]
 
-A figure is WRONG where a robust accuracy is printed that exceeds the honest twin's by more than two images and no check
-ends in an error. A sound model is FLAGGED where a check ends in an error or its robust accuracy is not established. Exit code
-1 for either. `loose` counts cheats whose share at most, though not established, lies more than 10 % above the twin's.
+A figure is WRONG where a robust accuracy is established that exceeds the honest twin's by more than two images: a check that
+ends in an error beside it excuses nothing. A sound model is FLAGGED where a check ends in an error or its robust accuracy is
+not established. Exit code 1 for either. `loose` counts cheats whose share at most, though not established, lies more than
+10 % above the twin's.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Row:
     """Checks that ended in an error."""
     warnings: str = ""
     verdict: str = ""
-    """right, caught, WRONG, refused (with the reason), FLAGGED, or CRASH for any exception that is no robustkit error."""
+    """right, caught (not established), WRONG, refused (with the reason), FLAGGED, or CRASH for any exception that is no robustkit error."""
     seconds: float = 0.0
 
 
@@ -101,7 +102,7 @@ def cheats(chosen: Sequence[Cheat], n: int) -> Iterator[Row]:
             row.verdict = f"WRONG: {changed} values of the user's images were overwritten"
         if not row.verdict:
             high = row.robust is not None and row.robust > twins[cheat.twin] + 2 / n + 1e-9
-            row.verdict = "right" if not high and row.robust is not None else "caught" if row.errors else "WRONG" if high else "caught"
+            row.verdict = "WRONG" if high else "caught" if row.robust is None else "right"
         yield row
 
 

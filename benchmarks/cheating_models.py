@@ -1,7 +1,7 @@
 """Models that hide adversarial examples, each around one honest network whose robust accuracy is known.
 
 A cheat changes no true decision of the network it hides (or has a `twin` of its own that it is measured by), so a robust
-accuracy above the twin's is wrong, unless a check ends in an error. The sound models at the end hide nothing.
+accuracy above the twin's is wrong wherever it is established. The sound models at the end hide nothing.
 """
 
 from __future__ import annotations
