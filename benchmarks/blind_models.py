@@ -53,6 +53,8 @@ def pairwise(gain: float, function: nn.Module, later: bool = False) -> nn.Sequen
         differences[row, one], differences[row, other] = 1, -1
     amplified, votes = nn.Linear(10, len(pairs), bias=False), nn.Linear(len(pairs), 10, bias=False)
     amplified.weight, votes.weight = nn.Parameter(gain * differences), nn.Parameter(differences.t().contiguous())
+    if isinstance(function, Function) and function.name == "sigmoid":  # from 0 to 1, not from -1: the other class gets the rest
+        votes.bias = nn.Parameter((differences == -1).float().sum(0))
     layers = [*network, amplified, function, votes]
     if later:
         behind = [nn.Linear(10, 10), nn.Linear(10, 10)]
