@@ -26,6 +26,14 @@ def test_damaged_files() -> None:
     assert found["longest"] < 20
 
 
+def test_malformed_words() -> None:
+    from campaign_words import campaign
+
+    found = campaign(1500, seed=1)
+    assert found["bad"] == 0, found["different"]
+    assert found["understood"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signals and limits of Linux")
 def test_kills_and_full_disks() -> None:
